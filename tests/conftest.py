@@ -1,0 +1,25 @@
+"""Eight simulated CPU devices, strict ranks, warnings as errors."""
+
+import os
+import pathlib
+
+import jax
+import pytest
+from absl import flags
+
+jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS") or "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# Grain reads absl flags, which pytest never parses.
+flags.FLAGS.mark_as_parsed()
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> pathlib.Path:
+    """Real media for tests; absent on most machines."""
+    path = pathlib.Path(os.environ.get("MMSSL_DATA", ROOT / "../shared/data")).resolve()
+    if not path.is_dir():
+        pytest.skip(f"real test media not found at {path}; set MMSSL_DATA")
+    return path
