@@ -18,7 +18,6 @@ Metrics = dict[str, jax.Array]
 """Flat names to scalars, for example `loss/va`."""
 
 
-
 @dataclasses.dataclass(frozen=True)
 class ModalitySpec:
     """What the tokens of one modality look like once tokenized, without DropToken.
@@ -145,6 +144,11 @@ class Objective(Protocol):
     @property
     def requires(self) -> frozenset[str]:
         """Modalities the objective reads."""
+        ...
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether it reads `Encoded.tokens`; False spares their backward."""
         ...
 
     def init(

@@ -1,0 +1,137 @@
+"""The one train step. Objectives, model, harmonizer and optimizer are values."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mmssl import rng, trees
+from mmssl.gradients import Harmonizer, backward
+from mmssl.train.state import TrainState
+from mmssl.types import EncodeFn, Encoded, Metrics, Objective, PrepareFn, RawBatch
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StepOutput:
+    """What a step tells its loop.
+
+    Attributes:
+      metrics: scalars; `finite` is False where the update was skipped.
+      embeddings: `modality/space` to [b, e], L2-normalised.
+    """
+
+    metrics: Metrics
+    embeddings: Mapping[str, jax.Array]
+
+
+StepFn = Callable[[TrainState, RawBatch], tuple[TrainState, StepOutput]]
+
+
+def make_step(
+    *,
+    prepare: PrepareFn,
+    encode: EncodeFn,
+    objectives: Mapping[str, Objective],
+    harmonizer: Harmonizer,
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+) -> StepFn:
+    """Builds `step(state, raw) -> (state, output)`; the caller jits it once.
+
+    A step whose loss or gradient is not finite changes nothing but the step count and
+    says so in `metrics["finite"]`: nothing is replaced by zeros, nothing is hidden.
+
+    Args:
+      prepare: raw media to tokens.
+      encode: row-wise encoder.
+      objectives: by name; their losses are the k rows of the seam.
+      harmonizer: weights per sample and loss.
+      tx: optimizer over {"params", "heads"}.
+      schedule: learning rate by step, for the log.
+    """
+    reads_tokens = any(objective.reads_tokens for objective in objectives.values())
+
+    def step(state: TrainState, raw: RawBatch) -> tuple[TrainState, StepOutput]:
+        key = state.typed_key
+        batch = prepare(raw, key=rng.stream(key, "drop_token", state.step))
+        rows = raw.example_id.shape[0]
+        keys = rng.per_row(rng.stream(key, "dropout", state.step), rows)
+
+        def encoded(params: Any) -> Encoded:
+            out = encode(params, batch, keys=keys)
+            # Zero cotangents of unread tokens would still run their backward.
+            return out if reads_tokens else dataclasses.replace(out, tokens={})
+
+        def losses(heads: Any, encoded: Encoded) -> tuple[dict[str, jax.Array], Any]:
+            outputs = {
+                name: objective(
+                    heads[name],
+                    state.extras[name],
+                    encoded,
+                    batch,
+                    key=rng.stream(key, f"objective/{name}", state.step),
+                    step=state.step,
+                )
+                for name, objective in objectives.items()
+            }
+            return merged_losses({n: out.losses for n, out in outputs.items()}), outputs
+
+        back = backward(
+            encoded,
+            state.params,
+            losses,
+            state.heads,
+            harmonizer=harmonizer,
+            state=state.harmonizer,
+            step=state.step,
+        )
+        grads = {"params": back.params, "heads": back.heads}
+        grad_norm = trees.global_norm(grads)
+        finite = jnp.isfinite(back.total) & jnp.isfinite(grad_norm)
+
+        old = {"params": state.params, "heads": state.heads}
+        updates, opt_state = tx.update(grads, state.opt_state, old)
+        new = optax.apply_updates(old, updates)
+        extras = {name: out.state for name, out in back.aux.items()}
+        kept, opt_state, harmonizer_state, extras = trees.select(
+            finite,
+            (new, opt_state, back.state, extras),
+            (old, state.opt_state, state.harmonizer, state.extras),
+        )
+        metrics = {
+            "loss": back.total,
+            **{f"loss/{name}": value for name, value in back.losses.items()},
+            **{n: v for out in back.aux.values() for n, v in out.metrics.items()},
+            "grad_norm": grad_norm,
+            "lr": jnp.asarray(schedule(state.step), jnp.float32),
+            "finite": finite,
+        }
+        embeddings = {
+            n: v for out in back.aux.values() for n, v in out.embeddings.items()
+        }
+        state = dataclasses.replace(
+            state,
+            step=state.step + 1,
+            params=kept["params"],
+            heads=kept["heads"],
+            opt_state=opt_state,
+            harmonizer=harmonizer_state,
+            extras=extras,
+        )
+        return state, StepOutput(metrics=metrics, embeddings=embeddings)
+
+    return step
+
+
+def merged_losses(by_objective: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Flat loss names; a name that two objectives give gets its objective's prefix."""
+    names = [name for losses in by_objective.values() for name in losses]
+    return {
+        name if names.count(name) == 1 else f"{objective}/{name}": loss
+        for objective, losses in by_objective.items()
+        for name, loss in losses.items()
+    }
