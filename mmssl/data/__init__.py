@@ -1,0 +1,1 @@
+"""Media to batches: build, validate, decode, sample, stream. NumPy only."""
