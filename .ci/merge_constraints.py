@@ -54,12 +54,10 @@ def merge(environments: dict[str, dict[str, str]]) -> list[str]:
     pythons = sorted(environments, key=lambda v: tuple(map(int, v.split("."))))
     lines = []
     for name in sorted(set().union(*environments.values())):
-        runs = itertools.groupby(pythons, lambda p: environments[p].get(name))
-        for version, group in runs:
-            if version is None:
-                continue
-            # A missing neighbour needs no marker: a constraint never installs.
-            present = [p for p in pythons if name in environments[p]]
+        # Where it is absent it needs no marker: a constraint installs nothing.
+        present = [p for p in pythons if name in environments[p]]
+        versions = {p: environments[p][name] for p in present}
+        for version, group in itertools.groupby(present, versions.__getitem__):
             where = marker(list(group), present)
             lines.append(f"{name}=={version}" + (f" ; {where}" if where else ""))
     return lines
