@@ -1,0 +1,47 @@
+"""Which split an id belongs to: by hash, never by order."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+
+from mmssl.errors import UserError
+
+
+def split_of(id: str, splits: Mapping[str, float]) -> str:
+    """The split of an id: a pure function of the id, the names and the fractions.
+
+    A uniform number from the id's SHA-256 is compared with the running sum of the
+    fractions, in the order given, so an id never moves when a manifest grows.
+    """
+    digest = hashlib.sha256(id.encode()).digest()
+    # Other bytes than `records.example_id`: a split is no range of example ids.
+    uniform = int.from_bytes(digest[8:16], "big") / 2**64
+    edge = 0.0
+    for name, fraction in splits.items():
+        edge += fraction
+        if uniform < edge:
+            return name
+    return list(splits)[-1]  # the fractions sum to 1 only up to rounding
+
+
+def check_splits(splits: Mapping[str, float]) -> None:
+    """Refuses fractions that are not a partition.
+
+    Raises:
+      UserError: no splits, a bad name, a fraction not above 0, or a sum that is not 1.
+    """
+    example = "for example train=0.9,test=0.1"
+    for name, fraction in splits.items():
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+            raise UserError(
+                f"split {name!r}: expected a name of small letters, digits and '_'; "
+                f"{example}"
+            )
+        if not 0 < fraction <= 1:
+            raise UserError(
+                f"split {name!r}: expected a fraction above 0 and at most 1, found "
+                f"{fraction}; {example}"
+            )
+    total = sum(splits.values())
+    if abs(total - 1) > 1e-6:
+        raise UserError(f"split fractions must sum to 1, found {total:g}; {example}")
