@@ -1,0 +1,187 @@
+"""`mmssl data build | validate | demo | tokenizer`."""
+
+import argparse
+import math
+import os
+from typing import Any
+
+from mmssl import commands
+
+
+def add(subparsers: Any) -> None:
+    """Adds the group."""
+    group = commands.command(
+        subparsers,
+        "data",
+        summary="make, check and describe datasets",
+        about="Turns media files and their text into a dataset (TFDS, ArrayRecord "
+        "shards of encoded media), checks one, writes a demo world, trains a "
+        "tokenizer.",
+        example="mmssl data build --folder my_videos --out data/mine",
+    )
+    members = commands.subcommands(group)
+    _add_build(members)
+    _add_validate(members)
+    _add_demo(members)
+    _add_tokenizer(members)
+
+
+def _add_build(members: Any) -> None:
+    parser = commands.command(
+        members,
+        "build",
+        build,
+        summary="media files (+ text) to a dataset",
+        about="Reads every file once, in worker processes with limits on time, memory "
+        "and pixels; writes the good ones, encoded as they are, to ArrayRecord shards "
+        "that plain TFDS can read. OUT/build_report.json says what was used and the "
+        "class of fault of everything that was not. The dataset appears whole or not "
+        "at all.",
+        example="""
+            mmssl data build --folder my_videos --out data/mine
+            mmssl data build --manifest clips.jsonl --out data/mine \\
+                --splits train=0.8,validation=0.1,test=0.1
+
+            A line of the manifest (only "media" is needed; relative to the manifest):
+            {"id": "a1", "media": "a1.mp4", "text": "pouring tea",
+             "labels": {"verb": "pour"}}
+            A folder: the .txt, .srt, .vtt or .json beside each file is its text.
+        """,
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--manifest", metavar="M.jsonl", help="one JSON object a line")
+    source.add_argument("--folder", metavar="MEDIA", help="media files, searched deep")
+    parser.add_argument("--out", metavar="DIR", required=True, help="a new folder")
+    parser.add_argument(
+        "--splits",
+        metavar="NAME=SHARE,...",
+        type=_splits,
+        default="train=0.9,test=0.1",
+        help="shares by hash of the id, so a clip never changes sides "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=_positive,
+        metavar="N",
+        default=os.cpu_count() or 1,
+        help="processes that read the media (default: one per core, %(default)s here)",
+    )
+
+
+def _add_validate(members: Any) -> None:
+    parser = commands.command(
+        members,
+        "validate",
+        validate,
+        summary="check a dataset again, from its shards",
+        about="Opens every shard and every record: schema version, hashes, media that "
+        "decode, times in order, labels known. Exit code 1 if anything is wrong.",
+        example="mmssl data validate data/mine",
+    )
+    parser.add_argument("dir", metavar="DIR", help="written by `mmssl data build`")
+    parser.add_argument(
+        "--workers", type=_positive, metavar="N", default=os.cpu_count() or 1
+    )
+
+
+def _add_demo(members: Any) -> None:
+    parser = commands.command(
+        members,
+        "demo",
+        demo,
+        summary="write a small world of real media files",
+        about="Writes short H.264 + AAC mp4 clips of a generated world in which video, "
+        "audio and text share their content, and a manifest.jsonl. A known share is "
+        "misaligned on purpose and says so in the manifest.",
+        example="mmssl data demo --out runs/demo/media --clips 400",
+    )
+    parser.add_argument("--out", metavar="DIR", required=True, help="a new folder")
+    parser.add_argument("--clips", type=_positive, metavar="N", default=400)
+    parser.add_argument("--seed", type=int, metavar="N", default=0)
+    parser.add_argument(
+        "--misaligned",
+        type=_share,
+        metavar="SHARE",
+        default=0.3,
+        help="share of clips with a wrong audio or text (default: %(default)s)",
+    )
+
+
+def _add_tokenizer(members: Any) -> None:
+    parser = commands.command(
+        members,
+        "tokenizer",
+        tokenizer,
+        summary="train a tokenizer on a dataset's text",
+        about="Trains a SentencePiece model, or collects a word vocabulary, from the "
+        "text of the split `train`. Written beside the dataset, where training looks "
+        "for it.",
+        example="mmssl data tokenizer --data data/mine --vocab-size 2048",
+    )
+    parser.add_argument("--data", metavar="DIR", required=True, help="a dataset")
+    parser.add_argument(
+        "--out", metavar="FILE", help="default: tokenizer.model in the dataset's folder"
+    )
+    parser.add_argument(
+        "--kind", choices=("sentencepiece", "word"), default="sentencepiece"
+    )
+    parser.add_argument("--vocab-size", type=_positive, metavar="N", default=1024)
+
+
+def build(arguments: argparse.Namespace) -> int:
+    raise NotImplementedError
+
+
+def validate(arguments: argparse.Namespace) -> int:
+    raise NotImplementedError
+
+
+def demo(arguments: argparse.Namespace) -> None:
+    raise NotImplementedError
+
+
+def tokenizer(arguments: argparse.Namespace) -> None:
+    raise NotImplementedError
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(
+            f"expected a whole number from 1, found {text}"
+        )
+    return value
+
+
+_positive.__name__ = "whole number"
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a share from 0 to 1, found {text}")
+    return value
+
+
+def _splits(text: str) -> dict[str, float]:
+    shares: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, share = part.partition("=")
+        try:
+            if not name or not equals or name in shares:
+                raise ValueError
+            shares[name] = float(share)
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"expected NAME=SHARE,..., each name once, like train=0.9,test=0.1; "
+                f"found {text!r}"
+            ) from None
+    if any(s <= 0 for s in shares.values()) or not math.isclose(
+        sum(shares.values()), 1
+    ):
+        raise argparse.ArgumentTypeError(
+            f"the shares must be positive and sum to 1; {text!r} sums to "
+            f"{sum(shares.values()):g}"
+        )
+    return shares
