@@ -1,0 +1,78 @@
+"""Is a folder still what was written? SHA-256 of every file, in `manifest.json`."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+NAME = "manifest.json"
+
+
+class DamagedError(Exception):
+    """A folder is not what was sealed; the message names file and fault."""
+
+
+def seal(folder: epath.Path, meta: Mapping[str, Any]) -> None:
+    """Writes the manifest: `meta` (JSON), size and hash of every file, its own hash.
+
+    It appears whole or not at all, and last, so a folder with a manifest is complete.
+    """
+    files = {
+        str(path.relative_to(folder)): [path.stat().length, _file_hash(path)]
+        for path in sorted(folder.glob("**/*"))
+        if not path.is_dir()
+    }
+    manifest = {**meta, "files": files}
+    manifest["sha256"] = _self_hash(manifest)
+    partial = folder / f"{NAME}.partial"
+    partial.write_text(json.dumps(manifest, indent=1))
+    partial.replace(folder / NAME)
+
+
+def is_sealed(folder: epath.Path) -> bool:
+    return (folder / NAME).exists()
+
+
+def unseal(folder: epath.Path) -> None:
+    """From here on the folder does not count, whatever interrupts its removal."""
+    (folder / NAME).unlink(missing_ok=True)
+
+
+def verify(folder: epath.Path) -> dict[str, Any]:
+    """Hashes every file of a sealed folder; returns `meta` and `files`.
+
+    Raises:
+      DamagedError: a file is missing, cut, or holds other bytes than were sealed.
+    """
+    try:
+        manifest = json.loads((folder / NAME).read_bytes())
+        claimed = manifest.pop("sha256")
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise DamagedError(f"{folder / NAME} cannot be read: {error}") from error
+    if claimed != _self_hash(manifest):
+        raise DamagedError(f"{folder / NAME} does not match its own SHA-256")
+    for name, (size, digest) in manifest["files"].items():
+        path = folder / name
+        if not path.exists():
+            raise DamagedError(f"{path} is missing")
+        if path.stat().length != size:
+            raise DamagedError(
+                f"{path} has {path.stat().length} bytes, {size} were written"
+            )
+        if _file_hash(path) != digest:
+            raise DamagedError(f"{path} does not match its SHA-256: bytes changed")
+    return manifest
+
+
+def _file_hash(path: epath.Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _self_hash(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,212 @@
+"""The training loop: batches in, steps dispatched, checkpoints out.
+
+It knows no model, objective or dataset: the step, the state and the data are values.
+"""
+
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+import jax
+
+from mmssl.errors import UserError
+from mmssl.train.checkpoint import Checkpointer
+from mmssl.train.health import health
+from mmssl.train.hooks import Hook
+from mmssl.train.metrics import EventLog, MetricWriter
+from mmssl.train.preemption import Preemption
+from mmssl.train.recorder import Dispatched, ProgressView, Recorder, TrainSummary
+from mmssl.types import RawBatch
+
+S = TypeVar("S", bound="Stepping")
+
+DeviceBatch = tuple[RawBatch, Sequence[Mapping[str, Any]], float, dict[str, Any]]
+"""Batch on the device, info of each example (`id`), seconds waited for it, and the
+data iterator's state (JSON) after it."""
+
+
+class Stepping(Protocol):
+    """A pytree that counts its steps: int32 scalar `step`."""
+
+    @property
+    def step(self) -> jax.Array: ...
+
+
+class Output(Protocol):
+    """Scalars `metrics` (`loss`, `finite`, ...) and `embeddings` {m/space: [b, e]}."""
+
+    @property
+    def metrics(self) -> Mapping[str, jax.Array]: ...
+
+    @property
+    def embeddings(self) -> Mapping[str, jax.Array]: ...
+
+
+class JittedStep(Protocol[S]):
+    """Donates the state. Where `finite` is False it changed nothing but the count."""
+
+    def __call__(self, state: S, raw: RawBatch, /) -> tuple[S, Output]: ...
+
+
+class Seekable(Protocol):
+    """A data pipeline that continues from a state it gave."""
+
+    def set_state(self, state: dict[str, Any], /) -> None: ...
+
+
+def resume(
+    like: S,
+    pipeline: Seekable,
+    *,
+    checkpointer: Checkpointer,
+    writers: MetricWriter,
+    events: EventLog,
+    progress: ProgressView,
+) -> S | None:
+    """Puts state, data and metrics back to the newest undamaged checkpoint.
+
+    Call before the first batch is read. Damaged checkpoints are passed over with a
+    warning event. Rows of metrics after the restored step are dropped: the run writes
+    them again.
+
+    Args:
+      like: the state, abstract or concrete, with the shardings to restore to.
+
+    Returns:
+      The state, or None where there is no checkpoint: start from a fresh one.
+
+    Raises:
+      UserError: see `Checkpointer.restore`.
+    """
+    if checkpointer.latest() is None:
+        writers.truncate(0)
+        return None
+    restored = checkpointer.restore(like)
+    for warning in restored.warnings:
+        events.write("warning", message=warning, step=restored.step)
+        progress.note(f"warning: {warning}; going back to step {restored.step}")
+    writers.truncate(restored.step)
+    pipeline.set_state(restored.data_state)
+    events.write("resume", step=restored.step)
+    return restored.state
+
+
+def train(
+    state: S,
+    step_fn: JittedStep[S],
+    data: Iterator[DeviceBatch],
+    *,
+    steps: int,
+    checkpointer: Checkpointer,
+    writers: MetricWriter,
+    events: EventLog,
+    progress: ProgressView,
+    dump_dir: str | os.PathLike[str],
+    log_every: int = 10,
+    max_nonfinite: int = 10,
+    hooks: Sequence[Hook] = (),
+) -> tuple[S, TrainSummary]:
+    """Trains from `state.step` to `steps`; every batch read is a step taken.
+
+    Metrics of a step are fetched after the next one is dispatched, so the device never
+    waits for the host. A checkpoint holds the state and the data position after
+    exactly the same batch. On the first SIGTERM, SIGUSR1 or Ctrl-C the step under way
+    is finished and saved.
+
+    Args:
+      state: fresh, or what `resume` gave. It is donated.
+      step_fn: jitted, donates its state.
+      data: endless; see `DeviceBatch`.
+      steps: where the run ends, counted from its very beginning.
+      checkpointer: saves at its own pace, at the last step, and when interrupted.
+      writers: get a row every `log_every` steps and at the last.
+      events: log of what is out of the ordinary.
+      progress: what a person watches.
+      dump_dir: where a step that was not finite leaves `step_N.json` with the ids of
+        its batch.
+      log_every: steps between rows.
+      max_nonfinite: steps in a row without a finite loss and gradient that end the run.
+      hooks: run between steps; their metrics are written.
+
+    Returns:
+      The last state, and what happened. `summary.interrupted` names the signal.
+
+    Raises:
+      UserError: too many steps in a row were not finite, a checkpoint could not be
+        saved, or the data ended.
+    """
+    if log_every < 1 or max_nonfinite < 1:
+        raise UserError(
+            f"log.every and max_nonfinite must be at least 1, found {log_every} and "
+            f"{max_nonfinite}"
+        )
+    start = int(jax.device_get(state.step))
+    recorder = Recorder(
+        start=start,
+        total=steps,
+        writers=writers,
+        events=events,
+        progress=progress,
+        max_nonfinite=max_nonfinite,
+        dump_dir=pathlib.Path(dump_dir),
+    )
+    if start >= steps:
+        progress.note(
+            f"already at step {start} of {steps}: nothing to do; raise `steps` to "
+            "train further"
+        )
+        return state, recorder.summary(start)
+
+    step, interrupted = start, None
+    events.write("start", step=start, total=steps)
+    progress.start(start, steps)
+    try:
+        with Preemption() as preemption, jax.transfer_guard("disallow"):
+            while step < steps and interrupted is None:
+                step += 1
+                raw, info, wait, data_state = _next(data, step)
+                state, output = step_fn(state, raw)
+                logged = step % log_every == 0 or step == steps
+                recorder.settle()
+                recorder.dispatched(
+                    Dispatched(
+                        step=step,
+                        metrics=output.metrics,
+                        health=health(output.embeddings) if logged else None,
+                        ids=[str(row["id"]) for row in info],
+                        rows=raw.example_id.shape[0],
+                        wait=wait,
+                    )
+                )
+                interrupted = preemption.requested
+                due = [hook for hook in hooks if hook.due(step, total=steps)]
+                save = step == steps or interrupted or checkpointer.due(step)
+                if due or save:
+                    recorder.settle()
+                for hook in due:
+                    with jax.transfer_guard("allow"):
+                        writers.write(step, hook.run(step, state))
+                if save:
+                    # Rows up to a checkpoint are on disk before it counts.
+                    writers.flush()
+                    checkpointer.save(state, data_state, step=step)
+            checkpointer.wait()
+    finally:
+        progress.close()
+        writers.flush()
+    if interrupted:
+        events.write("interrupted", step=step, signal=interrupted)
+    else:
+        events.write("end", step=step)
+    return state, recorder.summary(step, interrupted=interrupted)
+
+
+def _next(data: Iterator[DeviceBatch], step: int) -> DeviceBatch:
+    try:
+        return next(data)
+    except StopIteration:
+        raise UserError(
+            f"the data ended before step {step}; training needs an endless stream: "
+            "give data.path a split with at least one batch of usable examples"
+        ) from None

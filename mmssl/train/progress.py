@@ -1,0 +1,111 @@
+"""What a person sees of a run: a live line or plain ones, and the closing table."""
+
+import datetime
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from mmssl.train.recorder import Reading, TrainSummary
+
+
+class TrainProgress:
+    """A live line on a terminal; elsewhere one plain line per logged step.
+
+    Args:
+      console: where to; standard output by default.
+      live: None chooses by whether the console is a terminal.
+    """
+
+    def __init__(self, console: Console | None = None, *, live: bool | None = None):
+        self.console = console or Console()
+        self._live = self.console.is_terminal if live is None else live
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+
+    def start(self, step: int, total: int) -> None:
+        """Begins at `step` of `total`."""
+        self.note(f"training from step {step} to {total}; the first step compiles")
+        if self._live:
+            self._bar = Progress(
+                BarColumn(20),
+                TextColumn("{task.description}"),
+                console=self.console,
+                transient=True,
+            )
+            self._task = self._bar.add_task("compiling", completed=step, total=total)
+            self._bar.start()
+
+    def update(self, reading: Reading) -> None:
+        if self._bar is not None:
+            self._bar.update(
+                self._task, completed=reading.step, description=line(reading)
+            )
+        elif reading.logged:
+            self.note(line(reading))
+
+    def note(self, message: str) -> None:
+        """One line, above the live one."""
+        # A plain console wraps at 80 columns by default, which breaks up log lines.
+        self.console.print(message, soft_wrap=True, markup=False, highlight=False)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def line(reading: Reading) -> str:
+    """`step 120/1200  loss 3.412  2.31 steps/s  data wait 3%  ETA 0:07:47`."""
+    parts = [f"step {reading.step}/{reading.total}", f"loss {reading.loss:.4g}"]
+    if reading.eta_seconds is not None:
+        parts += [
+            f"{reading.steps_per_second:.3g} steps/s",
+            f"data wait {reading.data_wait:.0%}",
+            f"ETA {_clock(reading.eta_seconds)}",
+        ]
+    return "  ".join(parts)
+
+
+def closing_table(
+    summary: TrainSummary, *, faults: Mapping[str, int] | None = None
+) -> Table:
+    """The run in one table; print it with a rich console.
+
+    Args:
+      summary: from `train`.
+      faults: media faults met, by class.
+    """
+    table = Table(title="training", show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column()
+    ending = "complete" if summary.complete else "to be continued"
+    if summary.interrupted:
+        ending = f"stopped by {summary.interrupted}, same command continues"
+    table.add_row(
+        "steps", f"{summary.start} -> {summary.step} of {summary.total} ({ending})"
+    )
+    table.add_row(
+        "time",
+        f"{_clock(summary.seconds)} (first step {summary.compile_seconds:.1f} s)",
+    )
+    table.add_row("samples/s", f"{summary.samples_per_second:.1f}")
+    table.add_row("data wait", f"{summary.data_wait:.0%}")
+    table.add_row(
+        "loss", f"{_number(summary.first_loss)} -> {_number(summary.last_loss)}"
+    )
+    for name, value in sorted(summary.health.items()):
+        table.add_row(name, f"{value:.3g}")
+    table.add_row("skipped steps", str(summary.skipped))
+    counts = ", ".join(f"{name} {n}" for name, n in sorted((faults or {}).items()))
+    table.add_row("media faults", counts or "none")
+    return table
+
+
+def _clock(seconds: float) -> str:
+    return str(datetime.timedelta(seconds=round(seconds)))
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4g}"

@@ -1,0 +1,265 @@
+"""What each finished step leaves behind: rows, events, dumps, and the run's summary."""
+
+import collections
+import dataclasses
+import json
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import jax
+
+from mmssl.errors import UserError
+from mmssl.train import health as health_lib
+from mmssl.train.metrics import EventLog, MetricWriter, finite
+
+_WINDOW = 50
+"""Steps over which speed and data wait are measured."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """One finished step, for people to watch.
+
+    Attributes:
+      step: steps taken, of `total`.
+      loss: NaN where the step was skipped.
+      steps_per_second: over the last steps; 0 before it is known.
+      data_wait: share of the time spent waiting for data, over the same steps.
+      logged: whether the step's metrics were written.
+    """
+
+    step: int
+    total: int
+    loss: float
+    steps_per_second: float
+    data_wait: float
+    logged: bool
+
+    @property
+    def eta_seconds(self) -> float | None:
+        if not self.steps_per_second:
+            return None
+        return (self.total - self.step) / self.steps_per_second
+
+
+class ProgressView(Protocol):
+    """Shows readings as they come."""
+
+    def start(self, step: int, total: int) -> None: ...
+
+    def update(self, reading: Reading) -> None: ...
+
+    def note(self, message: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSummary:
+    """What one call of `train` did.
+
+    Attributes:
+      start: steps taken before it.
+      step: steps taken after it, of `total`.
+      seconds: wall time, the first step's compilation included.
+      compile_seconds: until the first step was compiled and dispatched.
+      samples: examples trained on.
+      data_wait: share of the time after the first step spent waiting for data.
+      first_loss: of its first finite step; None without one.
+      last_loss: of its last finite step.
+      skipped: steps whose loss or gradient was not finite.
+      health: the last health metrics.
+      interrupted: the signal that stopped it, or None.
+    """
+
+    start: int
+    step: int
+    total: int
+    seconds: float = 0.0
+    compile_seconds: float = 0.0
+    samples: int = 0
+    data_wait: float = 0.0
+    first_loss: float | None = None
+    last_loss: float | None = None
+    skipped: int = 0
+    health: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    interrupted: str | None = None
+
+    @property
+    def complete(self) -> bool:
+        return self.step >= self.total
+
+    @property
+    def samples_per_second(self) -> float:
+        return self.samples / self.seconds if self.seconds else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Dispatched:
+    """A step under way on the device.
+
+    Attributes:
+      step: its number, from 1.
+      metrics: scalars on the device, `loss` and `finite` among them.
+      health: health metrics on the device, only where the step is logged.
+      ids: ids of the batch's examples.
+      rows: examples in the batch.
+      wait: seconds waited for the batch.
+    """
+
+    step: int
+    metrics: Mapping[str, jax.Array]
+    health: Mapping[str, jax.Array] | None
+    ids: Sequence[str]
+    rows: int
+    wait: float
+
+
+class Recorder:
+    """Settles steps one behind their dispatch, so that the device never waits."""
+
+    def __init__(
+        self,
+        *,
+        start: int,
+        total: int,
+        writers: MetricWriter,
+        events: EventLog,
+        progress: ProgressView,
+        max_nonfinite: int,
+        dump_dir: pathlib.Path,
+    ):
+        self._start, self._total = start, total
+        self._writers, self._events, self._progress = writers, events, progress
+        self._max_nonfinite, self._dump_dir = max_nonfinite, dump_dir
+        self._begin = self._after_first = time.perf_counter()
+        self._compile_seconds = 0.0
+        self._times: collections.deque[tuple[float, float]] = collections.deque(
+            maxlen=_WINDOW + 1
+        )
+        self._wait = self._samples = self._skipped = self._streak = 0
+        self._losses: list[float] = []
+        self._health: dict[str, float] = {}
+        self._collapsed_before = self._collapse_told = False
+        self._pending: Dispatched | None = None
+
+    def dispatched(self, step: Dispatched) -> None:
+        """Notes a step as under way; the one before it must be settled."""
+        self._pending = step
+        self._samples += step.rows
+        now = time.perf_counter()
+        if self._times:
+            self._wait += step.wait
+        else:  # the first step compiles: speed is measured after it
+            self._after_first = now
+            self._compile_seconds = now - self._begin
+            self._events.write(
+                "first_step", step=step.step, seconds=round(self._compile_seconds, 3)
+            )
+        self._times.append((now, self._wait))
+
+    def settle(self) -> None:
+        """Fetches the step under way and records it; without one, does nothing.
+
+        Raises:
+          UserError: `max_nonfinite` steps in a row were not finite.
+        """
+        if self._pending is None:
+            return
+        done, self._pending = self._pending, None
+        metrics = _fetched(done.metrics)
+        if metrics["finite"]:
+            self._streak = 0
+            self._losses = [*self._losses[:1], metrics["loss"]]
+        if done.health is not None:
+            self._health = _fetched(done.health)
+            self._write_row(done, metrics)
+            self._watch_collapse(done.step)
+        rate, wait = self._speed()
+        self._progress.update(
+            Reading(
+                step=done.step,
+                total=self._total,
+                loss=metrics["loss"],
+                steps_per_second=rate,
+                data_wait=wait,
+                logged=done.health is not None,
+            )
+        )
+        if not metrics["finite"]:
+            self._skip(done, metrics)
+
+    def summary(self, step: int, *, interrupted: str | None = None) -> TrainSummary:
+        after = time.perf_counter() - self._after_first
+        return TrainSummary(
+            start=self._start,
+            step=step,
+            total=self._total,
+            seconds=time.perf_counter() - self._begin,
+            compile_seconds=self._compile_seconds,
+            samples=self._samples,
+            data_wait=self._wait / after if after else 0.0,
+            first_loss=self._losses[0] if self._losses else None,
+            last_loss=self._losses[-1] if self._losses else None,
+            skipped=self._skipped,
+            health=self._health,
+            interrupted=interrupted,
+        )
+
+    def _speed(self) -> tuple[float, float]:
+        if len(self._times) < 2:
+            return 0.0, 0.0
+        (first, waited), (last, total) = self._times[0], self._times[-1]
+        span = max(last - first, 1e-9)
+        return (len(self._times) - 1) / span, min((total - waited) / span, 1.0)
+
+    def _write_row(self, done: Dispatched, metrics: dict[str, float]) -> None:
+        rate, wait = self._speed()
+        row = {
+            **metrics,
+            **self._health,
+            "steps_per_second": rate,
+            "samples_per_second": rate * done.rows,
+            "data_wait": wait,
+        }
+        self._writers.write(done.step, row)
+
+    def _watch_collapse(self, step: int) -> None:
+        warning = health_lib.collapse_warning(self._health)
+        # Two in a row: a fresh model may leave its narrow cone within a few steps.
+        if warning and self._collapsed_before and not self._collapse_told:
+            self._events.write("collapse", step=step, message=warning)
+            self._progress.note(f"warning: step {step}: {warning}")
+            self._collapse_told = True
+        if not warning:
+            self._collapse_told = False
+        self._collapsed_before = warning is not None
+
+    def _skip(self, done: Dispatched, metrics: dict[str, float]) -> None:
+        self._skipped += 1
+        self._streak += 1
+        path = self._dump_dir / f"step_{done.step}.json"
+        dump = {"step": done.step, "ids": list(done.ids), "metrics": finite(metrics)}
+        self._dump_dir.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(dump, indent=1))
+        self._events.write(
+            "nonfinite", step=done.step, in_a_row=self._streak, dump=str(path)
+        )
+        self._progress.note(
+            f"warning: step {done.step} skipped: its loss or gradient is not finite; "
+            f"ids of its batch in {path}"
+        )
+        if self._streak >= self._max_nonfinite:
+            raise UserError(
+                f"the loss or gradient was not finite for {self._streak} steps in a "
+                f"row (steps {done.step - self._streak + 1} to {done.step}), the limit "
+                f"is {self._max_nonfinite}; look at the examples named in "
+                f"{self._dump_dir}, or lower optim.peak_lr, then run the same command "
+                "again: it continues from the last checkpoint"
+            )
+
+
+def _fetched(metrics: Mapping[str, jax.Array]) -> dict[str, float]:
+    return {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
