@@ -1,18 +1,14 @@
 """Gradients per sample and loss: cotangents, weightings, the harmonized backward."""
 
-from mmssl.gradients.cotangents import Cotangents, combine, cotangents
 from mmssl.gradients.harmonize import Backward, Harmonizer, backward
 from mmssl.gradients.weightings import WEIGHTINGS, Fixed, Sum, Weighting
 
 __all__ = [
     "WEIGHTINGS",
     "Backward",
-    "Cotangents",
     "Fixed",
     "Harmonizer",
     "Sum",
     "Weighting",
     "backward",
-    "combine",
-    "cotangents",
 ]

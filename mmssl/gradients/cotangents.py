@@ -38,7 +38,7 @@ class Cotangents:
     aux: Any
 
 
-def cotangents(loss_fn: LossFn, heads: Any, encoded: Any) -> Cotangents:
+def per_loss(loss_fn: LossFn, heads: Any, encoded: Any) -> Cotangents:
     """Differentiates every loss separately, down to `encoded` and no further.
 
     Args:

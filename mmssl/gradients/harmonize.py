@@ -86,7 +86,7 @@ def backward(
     """
     encoded, pullback = jax.vjp(encode, params)
     rows = jax.tree.leaves(encoded)[0].shape[0]
-    c = ct.cotangents(loss_fn, heads, encoded)
+    c = ct.per_loss(loss_fn, heads, encoded)
     weighed = harmonizer.weigh(c.names, rows, state, step=step)
     (param_grads,) = pullback(ct.combine(c.encoded, weighed.weights))
     return Backward(

@@ -1,6 +1,7 @@
 """Device meshes and the shardings on the boundary of the jitted step."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ AXES = ("data",)
 
 
 def make_mesh(
-    shape: Mapping[str, int], *, devices: Sequence[jax.Device] | None = None
+    shape: Mapping[str, int], *, devices: Sequence[Any] | None = None
 ) -> jax.sharding.Mesh:
     """A mesh over `devices`, by default all of them.
 

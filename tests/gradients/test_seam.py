@@ -1,0 +1,147 @@
+"""The seam: shares per sample add up to the gradient, though losses couple samples."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmssl import gradients, trees
+from mmssl.errors import UserError
+from mmssl.gradients import cotangents as ct
+from mmssl.gradients import harmonize
+
+ROWS, WIDTH = 6, 5
+
+
+def encode(params, x):
+    """Two towers with one shared weight: [b, c] -> {m: [b, d]}; row-wise."""
+    return {
+        "video": jnp.tanh(x @ params["shared"] + params["video"][None]),
+        "audio": jnp.tanh(jnp.sin(x) @ params["shared"] + params["audio"][None]),
+    }
+
+
+def losses(heads, z):
+    """Two losses over the whole batch: InfoNCE, and a batch-normalised distance."""
+    v, a = z["video"] @ heads["v"], z["audio"]
+    logits = v @ a.T
+    nce = -jnp.diag(jax.nn.log_softmax(logits)).mean()
+    centred = (v - v.mean(0, keepdims=True)) / (v.std(0, keepdims=True) + 0.1)
+    distance = ((centred - a) ** 2).mean()
+    return {"nce": nce, "distance": distance}, {"logits": logits}
+
+
+@pytest.fixture(scope="module")
+def problem():
+    key = jax.random.split(jax.random.key(0), 5)
+    params = {
+        "shared": jax.random.normal(key[0], (WIDTH, WIDTH)),
+        "video": jax.random.normal(key[1], (WIDTH,)),
+        "audio": jax.random.normal(key[2], (WIDTH,)),
+    }
+    heads = {"v": jax.random.normal(key[3], (WIDTH, WIDTH))}
+    return params, heads, jax.random.normal(key[4], (ROWS, WIDTH))
+
+
+def per_sample(params, heads, x):
+    """The definition: g[k][i] = J_i^T c_i^k, one row at a time."""
+    c = ct.per_loss(losses, heads, encode(params, x))
+
+    def one(row, cotangent):
+        _, pullback = jax.vjp(lambda p: encode(p, row[None]), params)
+        return pullback(jax.tree.map(lambda leaf: leaf[None], cotangent))[0]
+
+    rows = [
+        jax.vmap(one)(x, jax.tree.map(lambda leaf, k=k: leaf[k], c.encoded))
+        for k in range(2)
+    ]
+    return c, rows
+
+
+def close(one, other, rtol=1e-5):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol, 1e-6), one, other)
+
+
+def run(problem, harmonizer):
+    params, heads, x = problem
+    return gradients.backward(
+        lambda p: encode(p, x),
+        params,
+        losses,
+        heads,
+        harmonizer=harmonizer,
+        state=harmonizer.init(),
+        step=jnp.zeros((), jnp.int32),
+    )
+
+
+@pytest.mark.parametrize("k", [0, 1])
+def test_per_sample_gradients_add_up_to_each_losss_gradient(problem, k):
+    params, heads, x = problem
+    c, rows = per_sample(params, heads, x)
+    whole = jax.grad(lambda p: losses(heads, encode(p, x))[0][c.names[k]])(params)
+    close(jax.tree.map(lambda leaf: leaf.sum(0), rows[k]), whole)
+
+
+def test_unit_weights_give_the_plain_gradient(problem):
+    params, heads, x = problem
+    back = run(problem, gradients.Harmonizer())
+
+    def total(params, heads):
+        return sum(losses(heads, encode(params, x))[0].values())
+
+    value, (by_params, by_heads) = jax.value_and_grad(total, (0, 1))(params, heads)
+    close(back.params, by_params)
+    close(back.heads, by_heads)
+    close(back.total, value)
+    assert set(back.losses) == {"nce", "distance"}
+    assert back.aux["logits"].shape == (ROWS, ROWS)
+
+
+def test_fixed_weights_scale_losses_heads_and_gradient(problem):
+    params, heads, x = problem
+    weights = {"nce": 2.0, "distance": 0.25}
+    back = run(problem, gradients.Harmonizer(gradients.Fixed(weights)))
+
+    def total(params, heads):
+        values = losses(heads, encode(params, x))[0]
+        return sum(weights[n] * value for n, value in values.items())
+
+    by_params, by_heads = jax.grad(total, (0, 1))(params, heads)
+    close(back.params, by_params)
+    close(back.heads, by_heads)
+
+
+def test_any_weights_per_sample_are_one_backward(problem):
+    params, heads, x = problem
+    _, rows = per_sample(params, heads, x)
+    weights = jax.random.uniform(jax.random.key(7), (ROWS, 2))
+
+    @dataclasses.dataclass(frozen=True)
+    class Chosen(harmonize.Harmonizer):
+        def weigh(self, names, rows, state, *, step):
+            return harmonize.Weighed(weights, jnp.ones(2), state)
+
+    want = jax.tree.map(
+        lambda a, b: (
+            jnp.tensordot(weights[:, 0], a, 1) + jnp.tensordot(weights[:, 1], b, 1)
+        ),
+        *rows,
+    )
+    close(run(problem, Chosen()).params, want)
+
+
+def test_fixed_weights_must_name_every_loss(problem):
+    harmonizer = gradients.Harmonizer(gradients.Fixed({"nce": 1.0, "distanse": 1.0}))
+    with pytest.raises(UserError, match=r"did you mean 'distance'"):
+        run(problem, harmonizer)
+
+
+def test_gradients_stop_at_the_seam(problem):
+    params, heads, x = problem
+    c = ct.per_loss(losses, heads, encode(params, x))
+    assert c.encoded["video"].shape == (2, ROWS, WIDTH)
+    assert c.heads["v"].shape == (2, WIDTH, WIDTH)
+    assert trees.size(c.losses) == 2
