@@ -1,0 +1,419 @@
+"""From raw media on the device to tokens with positions; no parameters.
+
+Geometry is checked once, when a tokenizer is constructed; shapes again when it meets
+media. Everything is row-wise, and an absent row (zeros) stays finite.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from mmssl import types
+
+
+def _divides(what: str, size: int, step: int) -> None:
+    if size % step or size < step:
+        near = sorted({max(size // step, 1) * step, (size // step + 1) * step})
+        raise ValueError(
+            f"{what} {size} is not a positive multiple of {step}; nearest valid: "
+            f"{', '.join(map(str, near))}"
+        )
+
+
+def _grid(grid: tuple[int, ...], rows: int) -> Int[Array, "b t r"]:
+    """Coordinates of every cell of a grid in row-major order, for each row."""
+    cells = np.stack(np.meshgrid(*map(np.arange, grid), indexing="ij"), axis=-1)
+    flat = jnp.asarray(cells.reshape(-1, len(grid)), jnp.int32)
+    return jnp.broadcast_to(flat[None], (rows, *flat.shape))
+
+
+def video_patches(
+    video: jax.Array, *, patch: tuple[int, int, int]
+) -> Float[Array, "b t c"]:
+    """Tubelets of pixels in [-1, 1].
+
+    Args:
+      video: [b, f, h, w, 3], uint8 in [0, 255] or float in [0, 1].
+      patch: frames, rows and columns of a tubelet (VATT: 4, 16, 16).
+
+    Returns:
+      [b, (f/pt)(h/ph)(w/pw), pt*ph*pw*3], tokens in order (time, row, column), each
+      token's pixels in order (frame, row, column, channel).
+
+    Raises:
+      ValueError: a size that its patch does not divide.
+    """
+    b, f, h, w, c = video.shape
+    pt, ph, pw = patch
+    for what, size, step in (("frames", f, pt), ("height", h, ph), ("width", w, pw)):
+        _divides(f"video {what}", size, step)
+    x = video.reshape(b, f // pt, pt, h // ph, ph, w // pw, pw, c)
+    x = x.transpose(0, 1, 3, 5, 2, 4, 6, 7)
+    x = x.reshape(b, -1, pt * ph * pw * c)
+    # Moving bytes first: the permutation runs on uint8, a quarter of float32.
+    scale = 2.0 / 255.0 if video.dtype == jnp.uint8 else 2.0
+    return x.astype(jnp.float32) * scale - 1.0
+
+
+def waveform(audio: jax.Array) -> Float[Array, "b s"]:
+    """[b, s] float in [-1, 1] as it is, or int16 scaled by 1/32768, to float32."""
+    if audio.dtype == jnp.int16:
+        return audio.astype(jnp.float32) / 32768.0
+    return audio.astype(jnp.float32)
+
+
+def wave_patches(audio: jax.Array, *, patch: int = 128) -> Float[Array, "b t c"]:
+    """Waveform [b, s], float or int16 -> [b, s/patch, patch] (VATT: patch 128).
+
+    Raises:
+      ValueError: a length that the patch does not divide.
+    """
+    _divides("audio samples", audio.shape[1], patch)
+    return waveform(audio).reshape(audio.shape[0], -1, patch)
+
+
+@functools.lru_cache(maxsize=16)
+def mel_matrix(
+    *, bins: int, rate: int, mels: int, fmin: float, fmax: float
+) -> np.ndarray:
+    """Triangular mel filters [bins, mels], peak 1, over spectrum bins 0..rate/2.
+
+    The HTK scale 1127 ln(1 + f/700), triangles linear in mel and the zero-frequency
+    bin unused, as in `tf.signal.linear_to_mel_weight_matrix`.
+
+    Raises:
+      ValueError: an empty range of frequencies, or a filter that covers no bin.
+    """
+    if not 0.0 <= fmin < fmax <= rate / 2:
+        raise ValueError(
+            f"mel range must satisfy 0 <= fmin < fmax <= rate/2 = {rate / 2:g} Hz; "
+            f"found fmin {fmin:g}, fmax {fmax:g}"
+        )
+
+    def mel(f: np.ndarray | float) -> np.ndarray:
+        return 1127.0 * np.log1p(np.asarray(f, np.float64) / 700.0)
+
+    edges = np.linspace(mel(fmin), mel(fmax), mels + 2)
+    points = mel(np.linspace(0.0, rate / 2, bins))[:, None]
+    low, peak, high = edges[:-2], edges[1:-1], edges[2:]
+    rise = (points - low[None]) / (peak - low)[None]
+    fall = (high[None] - points) / (high - peak)[None]
+    weights = np.maximum(0.0, np.minimum(rise, fall))
+    weights[0] = 0.0
+    empty = int((weights.sum(0) == 0).sum())
+    if empty:
+        raise ValueError(
+            f"{empty} of {mels} mel bands between {fmin:g} and {fmax:g} Hz cover no "
+            f"bin of a {bins}-bin spectrum at {rate} Hz; use fewer mels, a longer "
+            "window or a higher fmin"
+        )
+    return weights
+
+
+def log_mel(
+    audio: jax.Array,
+    *,
+    rate: int,
+    window: int,
+    hop: int,
+    mels: int = 80,
+    fmin: float = 60.0,
+    fmax: float = 7600.0,
+    floor: float = 1e-5,
+    mean: float = 0.0,
+    std: float = 1.0,
+) -> Float[Array, "b f m"]:
+    """Log-mel spectrogram with s // hop frames.
+
+    Frame i is centred on samples [i hop, (i+1) hop): the signal is padded with zeros
+    by (window - hop)/2 on both sides. Periodic Hann window, magnitude spectrum of the
+    next power of two, scaled so that a full-scale sine peaks at 1, mel sums,
+    (log(mel + floor) - mean) / std. Constants, not statistics of the utterance.
+
+    Args:
+      audio: [b, s], float or int16.
+      rate: samples per second.
+      window: samples per frame.
+      hop: samples between frames.
+      mels: number of bands m between fmin and fmax, in Hz.
+      floor: added before the logarithm; silence becomes (log(floor) - mean) / std.
+
+    Raises:
+      ValueError: window < hop, fewer samples than a hop, or impossible mel bands.
+    """
+    if window < hop:
+        raise ValueError(f"window {window} must be at least hop {hop} samples")
+    wave = waveform(audio)
+    frames = wave.shape[1] // hop
+    if frames == 0:
+        raise ValueError(f"{wave.shape[1]} audio samples are shorter than hop {hop}")
+    left = (window - hop) // 2
+    need = (frames - 1) * hop + window
+    right = max(need - left - wave.shape[1], 0)
+    padded = jnp.pad(wave, ((0, 0), (left, right)))
+    index = np.arange(frames)[:, None] * hop + np.arange(window)[None]
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
+    size = 1 << (window - 1).bit_length()
+    scaled = jnp.asarray(hann * (2.0 / hann.sum()), jnp.float32)
+    cut = jnp.take(padded, jnp.asarray(index), axis=1) * scaled[None, None]
+    spectrum = jnp.abs(jnp.fft.rfft(cut, n=size))
+    bank = mel_matrix(bins=size // 2 + 1, rate=rate, mels=mels, fmin=fmin, fmax=fmax)
+    bands = jnp.dot(
+        spectrum, jnp.asarray(bank, jnp.float32), precision=jax.lax.Precision.HIGHEST
+    )
+    return (jnp.log(bands + floor) - mean) / std
+
+
+def log_mel_patches(
+    audio: jax.Array, *, patch: tuple[int, int], **options: float
+) -> Float[Array, "b t c"]:
+    """Patches of (frames, mels) of `log_mel`, in order (time, band).
+
+    Args:
+      audio: [b, s].
+      patch: frames and bands of a patch (VATT's ablation: 16 frames, 5 bands).
+      **options: keyword arguments of `log_mel`.
+
+    Raises:
+      ValueError: frames or mels that the patch does not divide.
+    """
+    spectrum = log_mel(audio, **options)  # pyright: ignore[reportArgumentType]
+    b, frames, mels = spectrum.shape
+    pf, pm = patch
+    _divides("log-mel frames (samples // hop)", frames, pf)
+    _divides("mels", mels, pm)
+    x = spectrum.reshape(b, frames // pf, pf, mels // pm, pm).transpose(0, 1, 3, 2, 4)
+    return x.reshape(b, -1, pf * pm)
+
+
+def drop_tokens(
+    mb: types.ModalityBatch, *, key: Key[Array, ""], keep: int, per_sample: bool
+) -> types.ModalityBatch:
+    """DropToken: a random subset of tokens, without replacement, in their order.
+
+    Args:
+      mb: continuous tokens [b, t, c].
+      key: the source of the choice.
+      keep: tokens kept, 1 to t.
+      per_sample: one choice per sample; False = one for the whole call (official).
+
+    Raises:
+      ValueError: keep out of range.
+    """
+    rows, tokens = mb.tokens.shape[:2]
+    if not 1 <= keep <= tokens:
+        raise ValueError(f"DropToken must keep 1 to {tokens} tokens; found {keep}")
+
+    def choose(k: Key[Array, ""]) -> Int[Array, "keep"]:
+        return jnp.sort(jax.random.permutation(k, tokens)[:keep])
+
+    if per_sample:
+        index = jax.vmap(choose)(jax.random.split(key, rows))
+        pick = functools.partial(jnp.take_along_axis, axis=1)
+        return dataclasses.replace(
+            mb,
+            tokens=pick(mb.tokens, index[:, :, None]),
+            positions=pick(mb.positions, index[:, :, None]),
+            valid=pick(mb.valid, index),
+        )
+    index = choose(key)
+    take = functools.partial(jnp.take, indices=index, axis=1)
+    return dataclasses.replace(
+        mb, tokens=take(mb.tokens), positions=take(mb.positions), valid=take(mb.valid)
+    )
+
+
+def _expect(what: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    if found != expected:
+        raise ValueError(
+            f"{what}: the model was built for {expected} per sample, found {found}"
+        )
+
+
+def _continuous(
+    tokens: jax.Array, grid: tuple[int, ...], present: Bool[Array, "b"]
+) -> types.ModalityBatch:
+    rows, count = tokens.shape[:2]
+    return types.ModalityBatch(
+        tokens=tokens,
+        positions=_grid(grid, rows),
+        valid=jnp.broadcast_to(present[:, None], (rows, count)),
+        present=present,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoTokenizer:
+    """Clips [b, frames, *size, 3] to tubelets.
+
+    Attributes:
+      frames: frames per clip.
+      size: height and width in pixels.
+      patch: frames, rows and columns of a tubelet.
+    """
+
+    frames: int
+    size: tuple[int, int]
+    patch: tuple[int, int, int] = (4, 16, 16)
+
+    axes = ("time", "row", "column")
+
+    @property
+    def spec(self) -> types.ModalitySpec:
+        shape = (self.frames, *self.size)
+        names = ("video frames", "video height", "video width")
+        for what, size, step in zip(names, shape, self.patch, strict=True):
+            _divides(what, size, step)
+        grid = tuple(n // p for n, p in zip(shape, self.patch, strict=True))
+        return types.ModalitySpec(grid=grid, channels=math.prod(self.patch) * 3)
+
+    def __call__(
+        self, media: jax.Array, present: Bool[Array, "b"]
+    ) -> types.ModalityBatch:
+        _expect("video", media.shape[1:], (self.frames, *self.size, 3))
+        tokens = video_patches(media, patch=self.patch)
+        return _continuous(tokens, self.spec.grid, present)
+
+
+@dataclasses.dataclass(frozen=True)
+class WaveTokenizer:
+    """Waveforms [b, samples] to patches of `patch` samples.
+
+    `rate` (samples per second) documents the input; patches don't depend on it.
+    """
+
+    samples: int
+    rate: int
+    patch: int = 128
+
+    axes = ("time",)
+
+    @property
+    def spec(self) -> types.ModalitySpec:
+        _divides("audio samples", self.samples, self.patch)
+        return types.ModalitySpec((self.samples // self.patch,), channels=self.patch)
+
+    def __call__(
+        self, media: jax.Array, present: Bool[Array, "b"]
+    ) -> types.ModalityBatch:
+        _expect("audio", media.shape[1:], (self.samples,))
+        tokens = wave_patches(media, patch=self.patch)
+        return _continuous(tokens, self.spec.grid, present)
+
+
+@dataclasses.dataclass(frozen=True)
+class LogMelTokenizer:
+    """Waveforms [b, samples] to log-mel patches; see `log_mel` for the options.
+
+    Attributes:
+      window: samples per frame; None = 42 ms (VATT's ablation).
+      hop: samples between frames; None = 21 ms.
+      fmax: None = the lower of 7600 Hz and rate/2.
+      mean: subtracted from the log; the default centres speech at full scale.
+      std: divides after that.
+    """
+
+    samples: int
+    rate: int
+    patch: tuple[int, int] = (16, 5)
+    window: int | None = None
+    hop: int | None = None
+    mels: int = 80
+    fmin: float = 60.0
+    fmax: float | None = None
+    floor: float = 1e-5
+    mean: float = -7.0
+    std: float = 2.0
+
+    axes = ("time", "band")
+
+    @property
+    def options(self) -> dict[str, float]:
+        fmax = min(7600.0, self.rate / 2) if self.fmax is None else self.fmax
+        return {
+            "rate": self.rate,
+            "window": self.window or round(0.042 * self.rate),
+            "hop": self.hop or round(0.021 * self.rate),
+            "mels": self.mels,
+            "fmin": self.fmin,
+            "fmax": fmax,
+            "floor": self.floor,
+            "mean": self.mean,
+            "std": self.std,
+        }
+
+    @property
+    def spec(self) -> types.ModalitySpec:
+        hop, (pf, pm) = int(self.options["hop"]), self.patch
+        if (self.samples // hop) % pf or self.samples < hop * pf:
+            # Named in samples, what the caller sets; `_divides` alone counts frames.
+            fit = max(self.samples // (hop * pf), 1) * hop * pf
+            raise ValueError(
+                f"audio samples {self.samples} make {self.samples // hop} log-mel "
+                f"frames of hop {hop}, not a positive multiple of {pf}; nearest valid "
+                f"samples: {fit}, {fit + hop * pf}"
+            )
+        _divides("mels", self.mels, pm)
+        jax.eval_shape(
+            functools.partial(log_mel, **self.options),  # pyright: ignore[reportArgumentType]
+            jax.ShapeDtypeStruct((1, self.samples), jnp.float32),
+        )
+        return types.ModalitySpec(
+            (self.samples // hop // pf, self.mels // pm), channels=pf * pm
+        )
+
+    def __call__(
+        self, media: jax.Array, present: Bool[Array, "b"]
+    ) -> types.ModalityBatch:
+        _expect("audio", media.shape[1:], (self.samples,))
+        tokens = log_mel_patches(media, patch=self.patch, **self.options)
+        return _continuous(tokens, self.spec.grid, present)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextIds:
+    """Ids [b, candidates, length] pass through; id 0 is padding.
+
+    Attributes:
+      vocab: number of ids.
+      length: tokens per candidate, padding included.
+      candidates: texts per sample.
+    """
+
+    vocab: int
+    length: int
+    candidates: int = 1
+
+    axes = ("time",)
+
+    @property
+    def spec(self) -> types.ModalitySpec:
+        for name in ("vocab", "length", "candidates"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"text {name} must be at least 1, found {getattr(self, name)}"
+                )
+        return types.ModalitySpec(
+            (self.length,), vocab=self.vocab, candidates=self.candidates
+        )
+
+    def __call__(
+        self, media: jax.Array, present: Bool[Array, "b"]
+    ) -> types.ModalityBatch:
+        _expect("text", media.shape[1:], (self.candidates, self.length))
+        ids = media.astype(jnp.int32)
+        positions = jnp.arange(self.length, dtype=jnp.int32)[None, None, :, None]
+        return types.ModalityBatch(
+            tokens=ids,
+            positions=jnp.broadcast_to(positions, (*ids.shape, 1)),
+            valid=(ids != 0) & present[:, None, None],
+            present=present,
+        )
+
+
+Tokenizer = VideoTokenizer | WaveTokenizer | LogMelTokenizer | TextIds
