@@ -1,0 +1,101 @@
+"""Output folders that appear whole or not at all."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+
+from mmssl.errors import UserError
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file system or a limit refuses files of this size",
+    errno.EACCES: "no permission to write there",
+    errno.EPERM: "no permission to write there",
+    errno.EROFS: "the file system is read-only",
+}
+
+
+def _check_target(out: pathlib.Path, overwrite: bool, marker: str) -> None:
+    if not os.path.lexists(out):
+        return
+    if not out.is_dir() or out.is_symlink():
+        raise UserError(
+            f"{out}: expected a folder to write, found a file; choose another"
+        )
+    if not any(out.iterdir()):
+        return
+    if not overwrite:
+        raise UserError(
+            f"{out}: already there and not empty; choose another folder, or ask to "
+            "overwrite"
+        )
+    if not (out / marker).is_file():
+        raise UserError(
+            f"{out}: asked to overwrite, but the folder has no {marker}, so mmssl did "
+            "not write it; choose another folder, or remove it by hand"
+        )
+
+
+def free_bytes(out: pathlib.Path) -> int:
+    """Free space of the file system on which `out` is or would be."""
+    while not out.exists():
+        out = out.parent
+    return shutil.disk_usage(out).free
+
+
+@contextlib.contextmanager
+def whole(
+    out: str | os.PathLike[str], *, marker: str, overwrite: bool = False
+) -> Iterator[pathlib.Path]:
+    """A temporary sibling that becomes `out` when the block ends without an error.
+
+    After an error, or an interrupt, nothing is left; after a kill, a hidden
+    `.NAME.partial`, which the next call removes.
+
+    Args:
+      out: the folder to write; may exist if it is empty.
+      marker: a file that every such folder has at its root.
+      overwrite: replace an existing folder, if it has the marker.
+
+    Raises:
+      UserError: `out` exists, another process is writing it, or the disk is full or
+        not writable.
+    """
+    out = pathlib.Path(os.path.abspath(out))
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        with contextlib.ExitStack() as stack:
+            partial.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context((partial / "lock").open("w"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"{out}: another process is writing it now; wait for it, or choose "
+                    "another folder"
+                ) from None
+            stack.callback(shutil.rmtree, partial, ignore_errors=True)
+            new, old = partial / "new", partial / "old"
+            if old.is_dir() and not os.path.lexists(out):
+                old.rename(out)  # a writer was killed between its two renames
+            _check_target(out, overwrite, marker)
+            shutil.rmtree(new, ignore_errors=True)  # of a writer that was killed
+            shutil.rmtree(old, ignore_errors=True)
+            new.mkdir()
+            yield new
+            if out.is_dir():
+                out.rename(old)
+            new.rename(out)
+    except OSError as e:
+        if e.errno not in _REASONS:
+            raise
+        free = free_bytes(out) / 2**20
+        raise UserError(
+            f"{out}: could not be written: {_REASONS[e.errno]} ({free:.0f} MiB free "
+            "now); nothing half-written was left. Make room, or choose another folder"
+        ) from e
