@@ -1,0 +1,225 @@
+"""The command line as a stranger meets it: help, wrong arguments, exit codes."""
+
+import argparse
+import errno
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+
+from mmssl import cli, commands, doctor
+from mmssl.errors import UserError
+
+COMMANDS = (
+    ["data", "build"],
+    ["data", "validate"],
+    ["data", "demo"],
+    ["data", "tokenizer"],
+    ["train"],
+    ["eval"],
+    ["export"],
+    ["report"],
+    ["check"],
+    ["doctor"],
+)
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs `mmssl ARGS` in this process: exit code, stdout, stderr."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        try:
+            code = cli.main(arguments)
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.mark.parametrize("words", [[], ["data"], *COMMANDS], ids=" ".join)
+def test_help_is_complete(run: Run, words: list[str]) -> None:
+    code, out, _ = run(*words, "--help")
+    assert code == 0
+    assert ("Example:" if words else "The whole road:") in out
+    assert f"mmssl {' '.join(words)}" in out.split("xample:")[-1]
+
+
+def test_every_command_is_listed(run: Run) -> None:
+    _, out, _ = run("--help")
+    assert all(f"\n    {words[0]} " in out for words in COMMANDS)
+
+
+def test_help_is_fast() -> None:
+    command = [sys.executable, "-m", "mmssl.cli", "--help"]
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trian"], ["'trian'", "did you mean 'train'?"]),
+        (["data", "biuld"], ["'biuld'", "did you mean 'build'?"]),
+        ([], ["COMMAND", "mmssl --help"]),
+        (["train", "--workdri=x"], ["--workdri", "did you mean '--workdir'?"]),
+        (["train", "--config=c.py"], ["--workdir", "mmssl train --help"]),
+        (["train", "--config=c.py", "--workdir=w", "more"], ["'more'"]),
+        (["data", "build", "--out=x"], ["--manifest", "--folder"]),
+        (["data", "build", "--out=x", "--folder=a", "--manifest=b"], ["not allowed"]),
+        (["data", "build", "--out=x", "--folder=a", "--splits=train=2"], ["sum to 1"]),
+        (["data", "build", "--out=x", "--folder=a", "--splits=0.9"], ["NAME=SHARE"]),
+        (["data", "build", "--out=x", "--folder=a", "--workers=0"], ["--workers"]),
+        (["data", "demo", "--out=x", "--clips=few"], ["--clips", "'few'"]),
+        (["data", "demo", "--out=x", "--misaligned=3"], ["0 to 1"]),
+        (["data", "tokenizer", "--data=x", "--kind=words"], ["did you mean 'word'?"]),
+        (["eval", "--workdir=w", "--config.steps=3"], ["--config.steps=3", "train"]),
+        (["train", "--workdir=w", "--config.steps"], ["--config.steps=VALUE"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_wrong_arguments_get_one_message(
+    run: Run, arguments: list[str], words: list[str]
+) -> None:
+    code, out, err = run(*arguments)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("mmssl: error: ")
+    assert "Traceback" not in err
+    assert all(word in err for word in words), err
+
+
+def test_overrides_are_taken_out_in_both_forms() -> None:
+    rest, overrides = cli.split_overrides(
+        ["train", "--config.a.b=1", "--config", "c.py", "--config.c", "x y"]
+    )
+    assert rest == ["train", "--config", "c.py"]
+    assert overrides == ["--config.a.b=1", "--config.c=x y"]
+
+
+def raising(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes `mmssl doctor` raise."""
+
+    def examine(paths: object) -> object:
+        raise error
+
+    monkeypatch.setattr(doctor, "examine", examine)
+
+
+def wrapped(inner: Exception) -> Exception:
+    outer = RuntimeError("save failed")
+    outer.__cause__ = inner
+    return outer
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (UserError("the thing; do this"), "mmssl: error: the thing; do this"),
+        (FileNotFoundError(errno.ENOENT, "x", "a.mp4"), "'a.mp4' does not exist"),
+        (PermissionError(errno.EACCES, "x", "/etc/w"), "'/etc/w' permission denied"),
+        (OSError(errno.EROFS, "x", "/ro/w"), "read-only"),
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
+        (OSError(errno.ENOSPC, "x", "w/c.tmp"), "full while writing 'w/c.tmp'"),
+        (wrapped(OSError(errno.EDQUOT, "Disk quota exceeded")), "the disk is full"),
+        (ValueError("RESOURCE: write: No space left on device"), "the disk is full"),
+    ],
+)
+def test_what_a_user_can_mend_has_no_traceback(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+) -> None:
+    raising(error, monkeypatch)
+    code, _, err = run("doctor")
+    assert code == 2
+    assert words in err
+    assert err.count("\n") == 1
+    monkeypatch.setenv("MMSSL_DEBUG", "1")
+    with pytest.raises(type(error)):
+        cli.main(["doctor"])
+
+
+def test_the_keyboard_stops_with_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    raising(KeyboardInterrupt(), monkeypatch)
+    assert run("doctor")[0] == 130
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), OSError("nameless")])
+def test_bugs_keep_their_traceback(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    raising(error, monkeypatch)
+    with pytest.raises(type(error)):
+        cli.main(["doctor"])
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    command = f"{sys.executable} -m mmssl.cli --help | head -n 1"
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+
+
+def test_table_aligns_numbers_to_the_right() -> None:
+    rows = [("chance", 5.0), ("trained", 0.12345)]
+    assert commands.table(rows, header=("who", "R@10")).splitlines() == [
+        "who       R@10",
+        "-------  -----",
+        "chance       5",
+        "trained  0.123",
+    ]
+
+
+# doctor
+
+
+def test_doctor_reads_the_bounds() -> None:
+    assert doctor.package("numpy", ">=1").state == "ok"
+    assert "outside <1" in doctor.package("numpy", "<1").detail
+    assert doctor.package("numpy", "<1").state == "broken"
+    absent = doctor.package("no-such-package", ">=1")
+    assert (absent.state, "missing" in absent.detail) == ("broken", True)
+
+
+def test_doctor_names_a_path_that_cannot_be_used(tmp_path: object) -> None:
+    good, absent = doctor.storage(str(tmp_path)), doctor.storage(f"{tmp_path}/no")
+    assert [f.state for f in good] == ["ok"]
+    assert [(f.state, "does not exist" in f.detail) for f in absent] == [
+        ("broken", True)
+    ]
+
+
+def test_doctor_encodes_and_decodes() -> None:
+    assert next(doctor.codecs()).state == "ok"
+
+
+def test_doctor_goes_on_after_a_broken_look(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> object:
+        raise RuntimeError("no device today")
+
+    monkeypatch.setattr(doctor, "devices", broken)
+    monkeypatch.setattr(doctor, "packages", lambda: iter(()))
+    monkeypatch.setattr(doctor, "loader", lambda: iter(()))
+    code, out, _ = run("doctor")
+    assert code == 1
+    assert "BROKEN  devices" in out
+    assert "RuntimeError: no device today" in out
+    assert "storage" in out
+
+
+def test_commands_are_functions_of_parsed_arguments() -> None:
+    parsed = cli.parser().parse_args(["report", "--workdir", "w"])
+    assert isinstance(parsed, argparse.Namespace)
+    assert parsed.workdir == "w"
