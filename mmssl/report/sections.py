@@ -1,0 +1,332 @@
+"""The parts of the page, top to bottom; each says what it lacks."""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmssl.report import curves as curves_lib
+from mmssl.report import media, tables
+from mmssl.report.html import Markup, tag
+from mmssl.report.plots import number
+from mmssl.report.run import FILES, Run
+
+
+def _source(*names: str) -> Markup:
+    links = [tag("a", name, href=name, class_="source") for name in names]
+    return tag("p", "from ", links, class_="from")
+
+
+def _gap(text: str) -> Markup:
+    return tag("p", text, class_="gap")
+
+
+def _section(anchor: str, title: str, sources: Sequence[str], *body: Any) -> Markup:
+    side = tag("div", tag("h2", title), _source(*sources) if sources else None)
+    return tag("section", side, tag("div", body, class_="body"), id=anchor)
+
+
+def _dig(value: Mapping[str, Any], *names: str) -> Any:
+    """The first leaf whose last key is one of `names`, in the order of `names`."""
+    flat = [(path[-1], leaf) for path, leaf in tables.leaves(value) if path]
+    for name in names:
+        for key, leaf in flat:
+            if key == name and leaf not in (None, "", {}, []):
+                return leaf
+    return None
+
+
+def duration(seconds: float) -> str:
+    """`4 min 10 s`."""
+    whole = round(seconds)
+    hours, rest = divmod(whole, 3600)
+    minutes, left = divmod(rest, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {left:02d} s" if minutes else f"{left} s"
+
+
+def _last(run: Run, name: str) -> float | None:
+    for record in reversed(run.metrics):
+        value = record.get(name)
+        if isinstance(value, int | float) and math.isfinite(value):
+            return float(value)
+    return None
+
+
+def _first(run: Run, name: str) -> float | None:
+    for record in run.metrics:
+        value = record.get(name)
+        if isinstance(value, int | float) and math.isfinite(value):
+            return float(value)
+    return None
+
+
+def spent(run: Run) -> float | None:
+    """Seconds of training by the log's time stamps, stops between restarts left out."""
+    stamps = sorted(
+        (float(record["time"]), curves_lib.event_kind(record) == "start")
+        for record in (*run.events, *run.metrics)
+        if isinstance(record.get("time"), int | float)
+    )
+    if len(stamps) < 2:
+        return None
+    pairs = itertools.pairwise(stamps)
+    return sum(late - early for (early, _), (late, fresh) in pairs if not fresh)
+
+
+def hardware(run: Run) -> str | None:
+    """What the run says of its machine, in a line."""
+    for source in (run.data, *run.events, run.config, run.eval):
+        for key in ("hardware", "machine", "devices", "device", "platform"):
+            value = source.get(key)
+            if isinstance(value, Mapping):
+                return ", ".join(f"{k} {tables.scalar(v)}" for k, v in value.items())
+            if isinstance(value, list):
+                return ", ".join(tables.scalar(v) for v in value)
+            if value:
+                return tables.scalar(value)
+    return None
+
+
+def best_result(run: Run) -> tables.Result | None:
+    """The share with the largest gap over random initialisation and chance."""
+    found, _ = tables.results(run.eval)
+
+    def gap(result: tables.Result) -> float:
+        others = [result.values.get(a, 0.0) for a in ("random", "chance")]
+        return result.values["trained"] - max(others)
+
+    shares = [
+        r
+        for r in found
+        if r.is_share
+        and math.isfinite(r.values.get("trained", math.nan))
+        and len(r.values) > 1
+    ]
+    return max(shares, key=gap, default=None)
+
+
+def _summary(run: Run) -> str:
+    model = run.config.get("model")
+    backbone = model.get("backbone") if isinstance(model, Mapping) else None
+    size = model.get("size") if isinstance(model, Mapping) else None
+    words = ["Self-supervised pretraining"]
+    if isinstance(backbone, str):
+        words.append(f"of a {backbone} backbone")
+        if isinstance(size, str):
+            words.append(f"({size})")
+    path = _dig({"data": run.config.get("data") or {}}, "path")
+    if isinstance(path, str):
+        words.append(f"on {path.rstrip('/').rsplit('/', 1)[-1]}")
+    batch, seed = run.config.get("batch"), run.config.get("seed")
+    if isinstance(batch, int):
+        words.append(f"at batch {batch}")
+    text = " ".join(words)
+    return f"{text}, seed {seed}." if isinstance(seed, int) else f"{text}."
+
+
+def header(run: Run) -> Markup:
+    """Title, one sentence, the figures that matter."""
+    facts: list[tuple[str, str, str]] = []
+    if run.metrics:
+        done = int(run.metrics[-1]["step"])
+        total = run.config.get("steps")
+        note = f"of {total:,}" if isinstance(total, int) else "last logged"
+        facts.append(("Steps", f"{done:,}", note))
+    loss, start = _last(run, "loss"), _first(run, "loss")
+    if loss is not None and start is not None:
+        facts.append(("Loss", number(loss), f"from {number(start)}"))
+    best = best_result(run)
+    if best is not None:
+        others = " · ".join(
+            f"{arm} {tables.show(best.values[arm], share=True)}"
+            for arm in ("random", "chance")
+            if arm in best.values
+        )
+        where = " ".join(
+            tables.title(x) for x in (best.group, best.row, best.metric) if x
+        )
+        shown = tables.show(best.values["trained"], share=True)
+        facts.append((where, shown, others))
+    clips = _dig(run.data, "used", "clips", "records", "examples")
+    if isinstance(clips, int):
+        facts.append(("Clips", f"{clips:,}", "used"))
+    seconds = spent(run)
+    if seconds is not None:
+        facts.append(("Time", duration(seconds), "logged by the run"))
+    cells = [
+        tag("div", tag("dt", name), tag("dd", tag("b", value), tag("small", note)))
+        for name, value, note in facts
+    ]
+    machine = hardware(run)
+    lacking = [s.note for s in run.sources.values() if s.note]
+    return tag(
+        "header",
+        tag("p", "mmssl report", class_="eyebrow"),
+        tag("h1", run.name),
+        tag("p", _summary(run), class_="lead"),
+        tag("p", f"Hardware: {machine or 'not recorded by the run'}.", class_="lead"),
+        tag("dl", cells, class_="facts") if cells else None,
+        tag("ul", [tag("li", note) for note in lacking], class_="gap")
+        if lacking
+        else None,
+        class_="top",
+    )
+
+
+def results(run: Run) -> Markup:
+    """Tables of eval.json, each number beside random initialisation and chance."""
+    sources = ("eval.json",)
+    note = run.missing("eval.json")
+    if note:
+        text = f"{note}; `mmssl eval --workdir …` writes it."
+        return _section("results", "Results", sources, _gap(text))
+    found, rest = tables.results(run.eval)
+    groups: dict[str, list[tables.Result]] = {}
+    for result in found:
+        groups.setdefault(result.group, []).append(result)
+    key = tag(
+        "p",
+        tag("b", "Bold: trained. "),
+        tag("span", "random initialisation", class_="arm random"),
+        tag("span", "chance", class_="arm chance"),
+        class_="key-line",
+    )
+    body = [tables.result_table(rows, caption=name) for name, rows in groups.items()]
+    about = tag(
+        "details", tag("summary", "How it was evaluated"), tables.settings(_nest(rest))
+    )
+    return _section(
+        "results",
+        "Results",
+        sources,
+        [key, *body] if body else _gap("eval.json holds no trained/random/chance."),
+        about if rest else None,
+    )
+
+
+def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    return {key or "value": value for key, value in flat.items()}
+
+
+def training(run: Run) -> Markup:
+    """Curves with events on them, and the events in words."""
+    sources = ("metrics.jsonl", "events.jsonl")
+    marks = curves_lib.marks(run.events, run.metrics)
+    drawn = [
+        curves_lib.chart_figure(title, series, marks)
+        for title, series in curves_lib.charts(run.metrics).items()
+    ]
+    notes = [run.missing(name) for name in sources if run.missing(name)]
+    if run.replayed:
+        notes.append(
+            f"{run.replayed} logged steps were repeated after a restart; "
+            "the later value is drawn"
+        )
+    return _section(
+        "training",
+        "Training",
+        sources,
+        [_gap(f"{note}.") for note in notes],
+        tag("div", drawn, class_="curves") if drawn else _gap("No curve to draw."),
+        _events(run),
+    )
+
+
+def _events(run: Run) -> Markup | None:
+    if run.missing("events.jsonl") and not run.events:
+        return None
+    rows = [
+        (
+            curves_lib.event_kind(event),
+            "" if event.get("step") is None else event["step"],
+            curves_lib.event_text(event),
+        )
+        for event in run.events
+    ]
+    if not rows:
+        return _gap("No events.")
+    table = tables.plain_table(("event", "step", "what"), rows)
+    words = "1 event" if len(rows) == 1 else f"{len(rows):,} events"
+    return tag(
+        "details", tag("summary", words), table, open="" if len(rows) < 9 else None
+    )
+
+
+def samples(clips: Sequence[media.Sample] | None) -> Markup:
+    """A few clips as the model sees them."""
+    if not clips:
+        return _section("samples", "Samples", (), _gap("No sample clips were given."))
+    blocks = [media.sample_block(clip) for clip in clips]
+    return _section("samples", "Samples", (), tag("div", blocks, class_="samples"))
+
+
+def retrieval(queries: Sequence[media.Query] | None) -> Markup:
+    """Queries with their top five, the right ones marked."""
+    if not queries:
+        text = "No retrieval examples were given."
+        return _section("retrieval", "Retrieval", (), _gap(text))
+    blocks: list[Markup] = []
+    for direction, group in media.query_groups(queries):
+        hits = media.count_correct(group)
+        blocks.append(
+            tag(
+                "div",
+                tag("h3", tables.title(direction)),
+                tag("p", f"{hits} of these {len(group)} found first", class_="note"),
+                [media.query_block(query) for query in group],
+                class_="direction",
+            )
+        )
+    return _section("retrieval", "Retrieval", (), blocks)
+
+
+def data(run: Run) -> Markup:
+    """Coverage, counts and faults."""
+    note = run.missing("data.json")
+    body: list[Markup] = [_gap(f"{note}.")] if note else []
+    faults = run.data.get("faults")
+    if isinstance(faults, Mapping):
+        rows = [(str(k), v) for k, v in faults.items()]
+        body.append(
+            tables.plain_table(("fault", "files"), rows)
+            if rows
+            else tag("p", "No media faults.")
+        )
+    rest = {k: v for k, v in run.data.items() if k != "faults" or not faults}
+    if rest:
+        body.append(tables.settings(rest))
+    return _section("data", "Data", ("data.json",), body)
+
+
+def configuration(run: Run) -> Markup:
+    """The resolved configuration, folded."""
+    note = run.missing("config.json")
+    if note:
+        return _section("config", "Configuration", ("config.json",), _gap(f"{note}."))
+    count = sum(1 for _ in tables.leaves(run.config))
+    folded = tag(
+        "details",
+        tag("summary", f"{count} settings, resolved"),
+        tables.settings(run.config),
+    )
+    return _section("config", "Configuration", ("config.json",), folded)
+
+
+def footer(run: Run, *, version: str, made: str) -> Markup:
+    """Every file behind the page, with its hash."""
+    rows = []
+    for name in FILES:
+        source = run.sources[name]
+        link = name if source.size is None else tag("a", name, href=name)
+        size = "absent" if source.size is None else f"{source.size:,} B"
+        digest = (source.sha256 or "")[:16]
+        rows.append((link, source.what, size, tag("code", digest), source.note))
+    table = tables.plain_table(("file", "holds", "size", "sha256", "note"), rows)
+    text = (
+        f"Written by mmssl {version} on {made}. Samples and retrieval examples were "
+        "decoded and ranked by the command that wrote this page; every other number "
+        "is read from these files, which lie beside it."
+    )
+    return tag("footer", tag("h2", "Sources"), table, tag("p", text), id="sources")
