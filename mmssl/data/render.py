@@ -1,0 +1,95 @@
+"""A decoded frame to upright RGB pixels of one size: crop, scale, convert, rotate."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from mmssl.data import video
+from mmssl.data.container import check_pixels, quarter_turns
+from mmssl.data.faults import Limits, MediaFault
+
+if TYPE_CHECKING:
+    from mmssl.data.clips import VideoRequest
+
+
+class Renderer:
+    """Renders the frames of one clip with one crop.
+
+    `aspect` is the width over the height of a stored pixel.
+
+    The crop, the scaling and the colour conversion are one libavfilter graph: the
+    crop is pointer arithmetic, and only the pixels that are kept are converted.
+    """
+
+    def __init__(self, request: "VideoRequest", limits: Limits, aspect: float) -> None:
+        self._request = request
+        self._limits = limits
+        self._aspect = aspect
+        self._size = request.size
+        self._key: tuple[Any, ...] | None = None
+        self._graph: Any = None
+        self._budget = limits.output_mb * 2**20
+
+    def __call__(self, frame: Any) -> UInt8[np.ndarray, "h w 3"]:
+        turns = quarter_turns(frame)
+        key = (frame.width, frame.height, frame.format.name, turns)
+        if key != self._key:
+            self._build(frame, turns)
+            self._key = key
+        frame.pts = None  # the graph is timeless: stamps were used before this
+        self._graph.push(frame)
+        image = self._graph.pull().to_ndarray()
+        self._budget -= image.nbytes
+        if self._budget < 0:
+            raise MediaFault("too_large", f"> {self._limits.output_mb} MB of frames")
+        return np.rot90(image, turns) if turns else image
+
+    def _build(self, frame: Any, turns: int) -> None:
+        import av.filter
+
+        check_pixels(frame.width, frame.height, self._limits)
+        wide, tall = frame.width, frame.height
+        shape = (wide, tall) if turns % 2 else (tall, wide)
+        # A clip has one size: that of its first frame, unless one was asked for.
+        self._size = self._size or shape
+        box = video.unrotated(self._box(frame, turns), turns)
+        top, height = _span(box[0], box[2], tall)
+        left, width = _span(box[1], box[3], wide)
+        out_h, out_w = self._size[::-1] if turns % 2 else self._size
+        graph = av.filter.Graph()
+        graph.threads = 1
+        steps = [
+            graph.add_buffer(
+                width=wide,
+                height=tall,
+                format=frame.format,
+                time_base=frame.time_base,
+            ),
+            graph.add("crop", f"w={width}:h={height}:x={left}:y={top}:exact=1"),
+            graph.add("scale", f"w={out_w}:h={out_h}:flags=bilinear:threads=1"),
+            graph.add("format", "pix_fmts=rgb24"),
+            graph.add("buffersink"),
+        ]
+        graph.link_nodes(*steps)
+        graph.configure()
+        self._graph = graph
+
+    def _box(self, frame: Any, turns: int) -> video.Box:
+        request, size = self._request, self._request.size
+        if size is None:
+            return video.WHOLE
+        tall, wide = float(frame.height), frame.width * self._aspect
+        if turns % 2:
+            tall, wide = wide, tall
+        if request.attempts:
+            return video.random_box(request.attempts, tall, wide, size)
+        if request.fit == "crop":
+            return video.centre_box(tall, wide, size)
+        return video.WHOLE
+
+
+def _span(start: float, part: float, total: int) -> tuple[int, int]:
+    """First pixel and number of pixels of a fraction; at least one, inside."""
+    count = max(1, min(total, round(part * total)))
+    return max(0, min(round(start * total), total - count)), count

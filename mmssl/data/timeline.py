@@ -1,0 +1,228 @@
+"""Decoded frames and samples laid on the media's time line, by timestamps alone."""
+
+import heapq
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from mmssl.data.container import Streams, frame_seconds
+from mmssl.data.faults import MediaFault
+
+if TYPE_CHECKING:
+    from mmssl.data.clips import AudioRequest
+
+# Timestamps within this are equal: they come from rounding of rational numbers.
+_EPS = 1e-6
+# Permuted stamps (B-frames packed in AVI) are put in order over so many frames.
+_DEPTH = 4
+# Media may be this much shorter than asked for before a window counts as ended.
+_GRACE = 1.0
+
+
+class Stamps:
+    """Gives video frames, which come in display order, ascending timestamps.
+
+    Stamps may be permuted among neighbours (sorted back), repeated or jumping
+    backwards (held), or missing (continued at the stream's frame rate).
+    """
+
+    def __init__(self, streams: Streams) -> None:
+        rate = streams.video.average_rate or streams.video.guessed_rate
+        self._step = 1.0 / float(rate) if rate else 0.0
+        self._origin = streams.origin
+        self._frames: deque[Any] = deque()
+        self._times: list[float] = []
+        self._known: float | None = None
+        self._last = float("-inf")
+
+    def seconds(self, frame: Any) -> float:
+        """How long a frame is shown: its own duration, else one frame period."""
+        if frame.duration and frame.time_base:
+            return float(frame.duration * frame.time_base)
+        return self._step
+
+    def push(self, frame: Any) -> list[tuple[float, Any]]:
+        """(media time, frame) of the frames whose time is settled now.
+
+        Raises:
+          MediaFault: no_times.
+        """
+        time = frame_seconds(frame)
+        if time is not None:
+            time -= self._origin
+        elif self._known is None:
+            time = 0.0
+        elif self._step > 0:
+            time = self._known + self._step
+        else:
+            raise MediaFault("no_times", "a frame without a timestamp")
+        self._known = time
+        heapq.heappush(self._times, time)
+        self._frames.append(frame)
+        return [self._pop()] if len(self._frames) > _DEPTH else []
+
+    def flush(self) -> list[tuple[float, Any]]:
+        """The frames that are left."""
+        return [self._pop() for _ in range(len(self._frames))]
+
+    def _pop(self) -> tuple[float, Any]:
+        self._last = max(self._last, heapq.heappop(self._times))
+        return self._last, self._frames.popleft()
+
+
+class FramePicker:
+    """For each wanted time, the frame on screen then: the last with stamp <= time.
+
+    The first frame also stands for the time before it, the last for the time after.
+    """
+
+    def __init__(self, times: Sequence[float], render: Any) -> None:
+        self._wanted = times
+        self._render = render
+        self._shown: tuple[float, Any] | None = None
+        self._image: np.ndarray | None = None
+        self._period = _GRACE
+        self.start = times[0]
+        self.images: list[np.ndarray] = []
+        self.first: float | None = None
+
+    @property
+    def done(self) -> bool:
+        return len(self.images) == len(self._wanted)
+
+    def push(self, time: float, frame: Any, seconds: float) -> None:
+        """Takes the next frame in time order; `seconds` is how long it lasts."""
+        if self.first is None:
+            self.first = time
+        while not self.done and self._wanted[len(self.images)] < time - _EPS:
+            self._take(frame if self._shown is None else self._shown[1])
+        if self._shown is None or self._shown[1] is not frame:
+            self._image = None
+        self._shown = (time, frame)
+        self._period = max(seconds, _GRACE)
+
+    def finish(self) -> None:
+        """No frame follows.
+
+        Raises:
+          MediaFault: no_frames, ended.
+        """
+        if self._shown is None:
+            raise MediaFault("no_frames")
+        time, frame = self._shown
+        if not self.images and self._wanted[0] > time + self._period + _EPS:
+            raise MediaFault(
+                "ended", f"last frame at {time:.2f} s, asked from {self._wanted[0]:.2f}"
+            )
+        while not self.done:
+            self._take(frame)
+
+    def _take(self, frame: Any) -> None:
+        image = self._render(frame) if self._image is None else self._image
+        self._image = image
+        self.images.append(image)
+
+
+class AudioWindow:
+    """Mono samples of [start, start + seconds), placed by timestamps, gaps silent."""
+
+    # Context on both sides, so that the resampler's edges fall outside the window.
+    _MARGIN = 0.05
+    # Stamps are rounded (1 ms in Matroska): smaller steps than this are no gap.
+    _JITTER = 0.05
+
+    def __init__(self, request: "AudioRequest", origin: float) -> None:
+        self.start = request.start
+        self._samples = request.samples
+        self._rate = request.rate
+        self._origin = origin
+        self._source_rate = 0
+        self._buffer = np.zeros(0, np.float32)
+        self._next: int | None = None
+        self._resampler: Any = None
+        self._end = float("-inf")
+        self.seen = 0
+        self.first: float | None = None
+
+    @property
+    def done(self) -> bool:
+        return self._next is not None and self._next >= len(self._buffer)
+
+    def push(self, frame: Any) -> None:
+        """Takes a decoded frame of any rate, layout and sample format."""
+        if self._next is None:
+            self._source_rate = frame.sample_rate
+            seconds = self._samples / self._rate + 2 * self._MARGIN
+            self._buffer = np.zeros(
+                int(np.ceil(seconds * self._source_rate)), np.float32
+            )
+        stamp = frame_seconds(frame)
+        wave = self._mono(frame)
+        self.seen += len(wave)
+        at = self._next
+        if stamp is not None:
+            time = stamp - self._origin
+            self.first = time if self.first is None else self.first
+            place = round((time - self.start + self._MARGIN) * self._source_rate)
+            if at is None or abs(place - at) > self._JITTER * self._source_rate:
+                at = place
+        elif at is None:
+            at = round((self._MARGIN - self.start) * self._source_rate)
+        low, high = max(at, 0), min(at + len(wave), len(self._buffer))
+        if low < high:
+            self._buffer[low:high] = wave[low - at : high - at]
+        self._next = at + len(wave)
+        self._end = max(self._end, self._next / self._source_rate - self._MARGIN)
+
+    def finish(self) -> Float32[np.ndarray, "s"]:
+        """The window at the asked rate, in [-1, 1], zeros where there is no audio.
+
+        Raises:
+          MediaFault: no_frames, ended.
+        """
+        import soxr
+
+        if self._next is None:
+            raise MediaFault("no_frames")
+        if self._end <= 0:
+            raise MediaFault("ended", f"{-self._end:.2f} s before the window")
+        wave = np.clip(np.nan_to_num(self._buffer), -1, 1)
+        if self._source_rate != self._rate:
+            wave = soxr.resample(wave, self._source_rate, self._rate, quality="HQ")
+        skip = round(self._MARGIN * self._rate)
+        out = np.zeros(self._samples, np.float32)
+        wave = wave[skip : skip + self._samples]
+        out[: len(wave)] = wave
+        return np.clip(out, -1, 1, out=out)
+
+    def _mono(self, frame: Any) -> np.ndarray:
+        """Float mono at the first frame's rate; several channels by FFmpeg's matrix."""
+        import av
+        import av.error
+
+        same = frame.sample_rate == self._source_rate
+        channels = len(frame.layout.channels)
+        if same and (channels == 1 or frame.layout.name.endswith("channels")):
+            data = frame.to_ndarray()
+            scale = 1.0
+            if data.dtype.kind in "iu":
+                scale = 1.0 / 2 ** (8 * data.dtype.itemsize - 1)
+            data = data.astype(np.float32)
+            if frame.format.name.startswith("u8"):
+                data -= 128
+            planes = data if frame.format.is_planar else data.reshape(-1, channels).T
+            return planes.mean(axis=0) * np.float32(scale)
+        key = (frame.sample_rate, frame.layout.name, frame.format.name)
+        if self._resampler is None or self._resampler[0] != key:
+            converter = av.AudioResampler("fltp", "mono", self._source_rate)
+            self._resampler = (key, converter)
+        try:
+            out = self._resampler[1].resample(frame)
+        except av.error.FFmpegError as error:
+            raise MediaFault("corrupt", f"audio layout: {error}") from error
+        return np.concatenate(
+            [f.to_ndarray()[0] for f in out] or [np.zeros(0, np.float32)]
+        )

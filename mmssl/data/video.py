@@ -1,0 +1,142 @@
+"""Frame geometry and colour: crops as fractions, one draw for a whole clip."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+
+Box = tuple[float, float, float, float]
+"""(top, left, height, width) as fractions of the upright frame."""
+
+WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
+
+# Rec. 601 luma; YIQ is the space in which hue is a rotation.
+_YIQ = np.array(
+    [[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]]
+)
+_RGB = np.linalg.inv(_YIQ)
+
+
+def centre_box(height: float, width: float, size: tuple[int, int]) -> Box:
+    """The largest centred box of the aspect of `size` (h, w) in a frame.
+
+    Cropping it and scaling equals scaling the smallest side and cropping the centre.
+    """
+    aspect = size[1] / size[0]
+    if width >= height * aspect:
+        part = height * aspect / width
+        return (0.0, (1 - part) / 2, 1.0, part)
+    part = width / aspect / height
+    return ((1 - part) / 2, 0.0, part, 1.0)
+
+
+def random_box(
+    attempts: Sequence[Sequence[float]],
+    height: float,
+    width: float,
+    size: tuple[int, int],
+) -> Box:
+    """The first attempt whose box fits in the frame, else the centred box.
+
+    Args:
+      attempts: rows (area fraction, aspect w/h relative to that of `size`, y, x), as
+        `draw_attempts` gives; y and x in [0, 1] place the box in the free space.
+      height: of the upright frame, in display units.
+      width: same units, so that non-square pixels are accounted for.
+      size: (h, w) of the output.
+    """
+    for area, aspect, y, x in attempts:
+        ratio = aspect * size[1] / size[0]
+        tall = (area * height * width / ratio) ** 0.5 / height
+        wide = (area * height * width * ratio) ** 0.5 / width
+        if tall <= 1 and wide <= 1:
+            return (y * (1 - tall), x * (1 - wide), tall, wide)
+    return centre_box(height, width, size)
+
+
+def draw_attempts(
+    rng: np.random.Generator,
+    *,
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+    count: int = 10,
+) -> tuple[tuple[float, float, float, float], ...]:
+    """Draws for `random_box`: uniform area, log-uniform aspect, uniform place."""
+    areas = rng.uniform(*area, size=count)
+    aspects = np.exp(rng.uniform(*np.log(aspect), size=count))
+    places = rng.uniform(size=(count, 2))
+    rows = np.column_stack([areas, aspects, places])
+    return tuple((float(a), float(r), float(y), float(x)) for a, r, y, x in rows)
+
+
+def draw_colour(
+    rng: np.random.Generator,
+    *,
+    brightness: float,
+    contrast: float,
+    saturation: float,
+    hue: float,
+) -> tuple[float, float, float, float]:
+    """Draws for `adjust_colour`; a strength of 0 leaves its property alone.
+
+    Strengths as in VATT section B6: brightness 32/255, contrast 0.4, saturation 0.4,
+    hue 0.2 (of a full turn).
+    """
+    b, c, s, h = rng.uniform(-1, 1, size=4)
+    return (
+        float(b * brightness),
+        float(1 + c * contrast),
+        float(1 + s * saturation),
+        float(h * hue),
+    )
+
+
+def adjust_colour(
+    frames: UInt8[np.ndarray, "f h w 3"], colour: tuple[float, float, float, float]
+) -> UInt8[np.ndarray, "f h w 3"]:
+    """One colour change for all frames, clipped to [0, 255].
+
+    Brightness adds, saturation and hue scale and rotate chroma (in YIQ), contrast
+    stretches around the clip's mean colour: together one affine map of RGB, so one
+    pass over the pixels.
+
+    Args:
+      frames: RGB.
+      colour: (added brightness in [-1, 1], contrast factor, saturation factor, hue in
+        turns), as `draw_colour` gives.
+    """
+    brightness, contrast, saturation, hue = colour
+    angle = 2 * np.pi * hue
+    turn = np.array(
+        [
+            [1, 0, 0],
+            [0, saturation * np.cos(angle), -saturation * np.sin(angle)],
+            [0, saturation * np.sin(angle), saturation * np.cos(angle)],
+        ]
+    )
+    flat = frames.reshape(-1, 3)
+    matrix = _RGB @ turn @ _YIQ
+    mean = matrix @ flat.mean(axis=0, dtype=np.float64)
+    offset = (1 - contrast) * mean + 255 * brightness
+    out = flat.astype(np.float32) @ (contrast * matrix).T.astype(np.float32)
+    out += (offset + 0.5).astype(np.float32)  # + 0.5: truncation then rounds
+    np.clip(out, 0, 255, out=out)
+    return out.astype(np.uint8).reshape(frames.shape)
+
+
+def unrotated(box: Box, turns: int) -> Box:
+    """The box of the stored frame that `turns` quarter turns bring to `box`.
+
+    Args:
+      box: of the upright frame.
+      turns: counter-clockwise quarter turns from stored to upright, as np.rot90's k.
+    """
+    top, left, tall, wide = box
+    match turns % 4:
+        case 1:
+            return (left, 1 - top - tall, wide, tall)
+        case 2:
+            return (1 - top - tall, 1 - left - wide, tall, wide)
+        case 3:
+            return (1 - left - wide, top, wide, tall)
+    return box
