@@ -1,0 +1,352 @@
+"""`mmssl data build`: a manifest or a folder of media to a dataset.
+
+Every media file is decoded completely, in worker processes, before anything is written,
+so that training meets no file that was never decoded. A row whose media cannot be used
+is left out and reported with the class of its fault. Media with one usable modality is
+used: a fault of the other is reported as `audio_<class>` or `video_<class>`, kept in
+the record's `meta.probe.faults`, and training masks what does not decode.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent import futures
+from typing import Any
+
+from mmssl.data import folder as folder_lib
+from mmssl.data import manifest as manifest_lib
+from mmssl.data import records
+from mmssl.data import splits as splits_lib
+from mmssl.data.faults import Limits, MediaFault
+from mmssl.data.pool import DecodePool
+from mmssl.errors import UserError
+
+Progress = Callable[[int, int, str], None]
+
+MAX_MEDIA_BYTES = 2**30
+"""A larger file is a fault: one record must stay below protobuf's 2 GiB."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildReport:
+    """What a build used and left out; `build_report.json` holds the same.
+
+    Attributes:
+      rows: rows of the source.
+      used: rows in the dataset.
+      failed: rows left out; used + failed = rows.
+      faults: fault class to its count, `<modality>_<class>` for media that is used.
+      files: fault class to the files (as the source names them), sorted.
+      details: file to what was seen.
+      splits: name to rows.
+      labels: column to {class: rows}.
+      modalities: "video", "audio", "text" to rows that have it.
+      duration_seconds: of all used media together.
+      bytes: encoded media in the dataset.
+      extra_keys: unknown keys of manifest rows, kept in `meta`, with their counts.
+      schema_version: see records.SCHEMA_VERSION.
+      seconds: how long the build took.
+    """
+
+    rows: int
+    used: int
+    failed: int
+    faults: dict[str, int]
+    files: dict[str, list[str]]
+    details: dict[str, list[str]]
+    splits: dict[str, int]
+    labels: dict[str, dict[str, int]]
+    modalities: dict[str, int]
+    duration_seconds: float
+    bytes: int
+    extra_keys: dict[str, int]
+    schema_version: int
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class _Checked:
+    """A row after its media was decoded.
+
+    `faults` are (class as reported, detail); `probe` is None without usable media.
+    """
+
+    row: manifest_lib.Row
+    used: bool
+    probe: dict[str, Any] | None = None
+    sha256: str = ""
+    bytes: int = 0
+    faults: tuple[tuple[str, str], ...] = ()
+
+    def has(self, modality: str) -> bool:
+        if modality == "text":
+            return bool(self.row.segments or self.row.words)
+        return self.probe is not None and self.probe[modality] is not None
+
+
+def _read(path: pathlib.Path) -> bytes:
+    try:
+        size = path.stat().st_size
+        if size > MAX_MEDIA_BYTES:
+            limit = f"{MAX_MEDIA_BYTES / 2**20:.0f} MiB"
+            detail = f"{size / 2**20:.0f} MiB in one file; at most {limit}, so cut it"
+            raise MediaFault("too_large", detail)
+        return path.read_bytes()
+    except OSError as e:
+        raise MediaFault("missing", f"{e.strerror or e}: {path}") from e
+
+
+def _check(row: manifest_lib.Row, pool: DecodePool) -> _Checked:
+    if row.path is None:
+        return _Checked(row, used=True)
+    try:
+        media = _read(row.path)
+        # Bytes, not the path: training decodes from bytes, without a name to guess by.
+        probe = dataclasses.asdict(pool.probe(media, full=True))
+    except MediaFault as e:
+        fault = (e.fault_class, e.detail)
+        return _Checked(row, used=False, faults=(*row.faults, fault))
+    partly = tuple(
+        (f"{modality}_{name}", f"the {modality} stream: {name}")
+        for modality, name in sorted(probe["faults"].items())
+    )
+    return _Checked(
+        row,
+        used=True,
+        probe=probe,
+        sha256=hashlib.sha256(media).hexdigest(),
+        bytes=len(media),
+        faults=row.faults + partly,
+    )
+
+
+def _check_all(
+    rows: Iterable[manifest_lib.Row],
+    *,
+    total: int,
+    pool: DecodePool,
+    threads: int,
+    progress: Progress | None,
+) -> list[_Checked]:
+    executor = futures.ThreadPoolExecutor(threads)
+    checked = []
+    try:
+        for result in executor.map(lambda row: _check(row, pool), rows):
+            checked.append(result)
+            if progress:
+                progress(len(checked), total, "decoding")
+    finally:
+        executor.shutdown(cancel_futures=True)
+    return checked
+
+
+def _record(checked: _Checked, columns: tuple[str, ...]) -> records.Record:
+    row, media = checked.row, b""
+    if row.path is not None:
+        media = row.path.read_bytes()
+        if hashlib.sha256(media).hexdigest() != checked.sha256:
+            raise UserError(
+                f"{row.path}: changed while the dataset was being built; build again "
+                "when nothing writes to it"
+            )
+    meta = dict(row.meta)
+    if checked.probe is not None:
+        meta |= {"probe": checked.probe, "sha256": checked.sha256}
+    return records.Record(
+        id=row.id,
+        media=media,
+        media_name=row.media,
+        segments=row.segments,
+        words=row.words,
+        labels={column: row.labels.get(column, "") for column in columns},
+        meta=meta,
+    )
+
+
+def _report(
+    checked: list[_Checked], split_names: Iterable[str], splits: Mapping[str, int]
+) -> dict[str, Any]:
+    used = [c for c in checked if c.used]
+    files = collections.defaultdict(list)
+    details = collections.defaultdict(list)
+    labels = collections.defaultdict(collections.Counter)
+    for c in checked:
+        for name, detail in c.faults:
+            files[name].append(c.row.media)
+            details[c.row.media].append(f"{name}: {detail}")
+    for c in used:
+        for column, value in c.row.labels.items():
+            labels[column][value] += 1
+    names = ("video", "audio", "text")
+    return {
+        "rows": len(checked),
+        "used": len(used),
+        "failed": len(checked) - len(used),
+        "faults": {name: len(paths) for name, paths in sorted(files.items())},
+        "files": {name: sorted(paths) for name, paths in sorted(files.items())},
+        "details": dict(sorted(details.items())),
+        "splits": {name: splits.get(name, 0) for name in split_names},
+        "labels": {k: dict(sorted(v.items())) for k, v in sorted(labels.items())},
+        "modalities": {name: sum(c.has(name) for c in used) for name in names},
+        "duration_seconds": sum(c.probe["duration"] for c in used if c.probe),
+        "bytes": sum(c.bytes for c in used),
+        "schema_version": records.SCHEMA_VERSION,
+    }
+
+
+def _refuse_nothing(source: pathlib.Path, checked: list[_Checked]) -> None:
+    if any(c.used for c in checked):
+        return
+    first = next(c for c in checked)
+    counts = collections.Counter(name for c in checked for name, _ in c.faults)
+    name, detail = first.faults[-1]
+    raise UserError(
+        f"{source}: none of its {len(checked)} rows can be used (faults: "
+        f"{', '.join(f'{n} {k}' for k, n in counts.most_common())}); the first: "
+        f"{first.row.media}: {name}: {detail}. Paths are relative to the manifest; "
+        "check them, and that the files play"
+    )
+
+
+def _refuse_without_room(out: pathlib.Path, need: int) -> None:
+    free = folder_lib.free_bytes(pathlib.Path(os.path.abspath(out)))
+    if free < need:
+        raise UserError(
+            f"{out}: the disk is too full: the dataset needs about "
+            f"{need / 2**20:.0f} MiB, {free / 2**20:.0f} MiB are free; make room, or "
+            "choose another folder"
+        )
+
+
+def file_hashes(root: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Name to {"sha256", "bytes"} of the files in `root`, each synced to disk first."""
+    hashes = {}
+    for path in sorted(root.iterdir()):
+        with path.open("rb") as f:
+            os.fsync(f.fileno())
+            digest = hashlib.file_digest(f, "sha256").hexdigest()
+        hashes[path.name] = {"sha256": digest, "bytes": path.stat().st_size}
+    return hashes
+
+
+def _write(
+    root: pathlib.Path,
+    used: Mapping[str, list[_Checked]],
+    columns: tuple[str, ...],
+    progress: Progress | None,
+) -> pathlib.Path:
+    from mmssl.data import builder
+
+    total, done = sum(map(len, used.values())), 0
+
+    def split(rows: list[_Checked]) -> Iterator[records.Record]:
+        nonlocal done
+        for checked in rows:
+            yield _record(checked, columns)
+            done += 1
+            if progress:
+                progress(done, total, "writing")
+
+    makers = {name: lambda rows=rows: split(rows) for name, rows in used.items()}
+    return builder.write(root, label_columns=columns, splits=makers)
+
+
+def build(
+    *,
+    manifest: str | os.PathLike[str] | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str],
+    splits: Mapping[str, float] | None = None,
+    workers: int | None = None,
+    limits: Limits | None = None,
+    pool: DecodePool | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> BuildReport:
+    """Builds the dataset `out`: it appears whole, or not at all.
+
+    Args:
+      manifest: a JSONL file (see manifest.read_manifest); or
+      folder: media files with text beside them (see manifest.scan_folder).
+      out: a new folder; gets ArrayRecord shards, TFDS's own JSON files, `mmssl.json`
+        (schema version, label columns, SHA-256 of every file) and `build_report.json`.
+      splits: name to fraction, by hash of the id (see splits.split_of); default
+        {"train": 0.9, "test": 0.1}. A split that gets no row is not written.
+      workers: decoding processes; default one per core.
+      limits: what one file may cost.
+      pool: an open pool to use instead of workers and limits.
+      overwrite: replace `out` if it is a dataset of mmssl.
+      progress: called with (done, total, "decoding" | "writing").
+
+    Raises:
+      UserError: bad input (see manifest.py and splits.py), no usable row, `out` exists,
+        or the disk is full.
+      ValueError: not exactly one of manifest and folder.
+    """
+    if (manifest is None) == (folder is None):
+        raise ValueError("give exactly one of manifest and folder")
+    started = time.monotonic()
+    splits = {"train": 0.9, "test": 0.1} if splits is None else dict(splits)
+    splits_lib.check_splits(splits)
+    if manifest is not None:
+        source = manifest_lib.read_manifest(manifest)
+    else:
+        source = manifest_lib.scan_folder(folder or "")
+    out = pathlib.Path(out)
+    workers = workers or os.cpu_count() or 1
+    total = len(source.rows)
+    with folder_lib.whole(
+        out, marker=records.METADATA_FILE, overwrite=overwrite
+    ) as new:
+        with contextlib.ExitStack() as stack:
+            if pool is None:
+                pool = stack.enter_context(DecodePool(workers, limits or Limits()))
+            checked = _check_all(
+                source.rows, total=total, pool=pool, threads=workers, progress=progress
+            )
+        _refuse_nothing(source.source, checked)
+        used: dict[str, list[_Checked]] = {}
+        for c in (c for c in checked if c.used):
+            used.setdefault(splits_lib.split_of(c.row.id, splits), []).append(c)
+        report = _report(checked, splits, {k: len(v) for k, v in used.items()})
+        _refuse_without_room(out, report["bytes"])
+        shards = _write(new / "tfds", used, source.label_columns, progress)
+        metadata = {
+            "schema_version": records.SCHEMA_VERSION,
+            "label_columns": list(source.label_columns),
+            "splits": report["splits"],
+            "files": file_hashes(shards),
+        }
+        result = BuildReport(
+            **report,
+            extra_keys=dict(source.extra_keys),
+            seconds=time.monotonic() - started,
+        )
+        _finish(new, shards, metadata=metadata, report=dataclasses.asdict(result))
+    return result
+
+
+def _finish(
+    new: pathlib.Path,
+    shards: pathlib.Path,
+    *,
+    metadata: dict[str, Any],
+    report: dict[str, Any],
+) -> None:
+    """Moves the shards to the root of `new`, beside the two JSON files."""
+    import shutil
+
+    for path in list(shards.iterdir()):
+        path.rename(new / path.name)
+    shutil.rmtree(new / "tfds")
+    for name, value in (
+        (records.REPORT_FILE, report),
+        (records.METADATA_FILE, metadata),
+    ):
+        (new / name).write_text(json.dumps(value, indent=2) + "\n")
