@@ -114,5 +114,23 @@ def table(rows: Sequence[Sequence[Any]], *, header: Sequence[str] = ()) -> str:
     return "\n".join(lines)
 
 
+def counter(what: str) -> Callable[[int, int, str], None]:
+    """A progress callback (done, total, message): one line on a terminal, kept short.
+
+    Elsewhere (a log file) a line every tenth of the way.
+    """
+    live = sys.stderr.isatty()
+
+    def show(done: int, total: int, message: str) -> None:
+        if live:
+            end = "\n" if done == total else ""
+            text = f"\r{done}/{total} {what}  {message}"
+            print(f"{text[:79]:<79}", end=end, file=sys.stderr, flush=True)
+        elif done == total or done * 10 // total > (done - 1) * 10 // total:
+            print(f"{done}/{total} {what}", file=sys.stderr, flush=True)
+
+    return show
+
+
 def _cell(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,7 +1,6 @@
 """`mmssl data build | validate | demo | tokenizer`."""
 
 import argparse
-import math
 import os
 from typing import Any
 
@@ -103,9 +102,10 @@ def _add_demo(members: Any) -> None:
         "--misaligned",
         type=_share,
         metavar="SHARE",
-        default=0.3,
-        help="share of clips with a wrong audio or text (default: %(default)s)",
+        default=0.25,
+        help="share of clips with another clip's sound or text (default: %(default)s)",
     )
+    _add_overwrite(parser)
 
 
 def _add_tokenizer(members: Any) -> None:
@@ -138,11 +138,34 @@ def validate(arguments: argparse.Namespace) -> int:
 
 
 def demo(arguments: argparse.Namespace) -> None:
-    raise NotImplementedError
+    from mmssl.data import demo as room
+
+    done = room.write_demo(
+        arguments.out,
+        clips=arguments.clips,
+        seed=arguments.seed,
+        misaligned=arguments.misaligned,
+        overwrite=arguments.overwrite,
+        progress=commands.counter("clips written"),
+    )
+    print(
+        f"{done.clips} clips: {done.swapped['text']} with another clip's text, "
+        f"{done.swapped['audio']} with another clip's sound, {done.silent} without "
+        f"sound, {done.wordless} without text\n"
+        f"next: mmssl data build --manifest {done.manifest} --out DIR"
+    )
 
 
 def tokenizer(arguments: argparse.Namespace) -> None:
     raise NotImplementedError
+
+
+def _add_overwrite(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace what an earlier call of this command wrote there",
+    )
 
 
 def _positive(text: str) -> int:
@@ -165,6 +188,9 @@ def _share(text: str) -> float:
 
 
 def _splits(text: str) -> dict[str, float]:
+    from mmssl.data import splits
+    from mmssl.errors import UserError
+
     shares: dict[str, float] = {}
     for part in text.split(","):
         name, equals, share = part.partition("=")
@@ -177,11 +203,8 @@ def _splits(text: str) -> dict[str, float]:
                 f"expected NAME=SHARE,..., each name once, like train=0.9,test=0.1; "
                 f"found {text!r}"
             ) from None
-    if any(s <= 0 for s in shares.values()) or not math.isclose(
-        sum(shares.values()), 1
-    ):
-        raise argparse.ArgumentTypeError(
-            f"the shares must be positive and sum to 1; {text!r} sums to "
-            f"{sum(shares.values()):g}"
-        )
+    try:
+        splits.check_splits(shares)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     return shares
