@@ -1,0 +1,124 @@
+"""Configs: every mistake is one message that names the key and the nearest one."""
+
+import textwrap
+
+import pytest
+
+from mmssl import config as config_lib
+from mmssl.errors import UserError
+
+SOURCE = """
+import ml_collections
+
+
+def get_config(arg="small"):
+    if arg not in ("small", "large"):
+        raise ValueError(f"unknown variant {arg!r}")
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.steps = 10
+    config.batch = 8
+    config.mesh = {"data": -1}
+    config.data = {"path": "", "video": {"size": (4, 6)}, "workers": 2}
+    config.model = {"size": arg, "dropout": 0.1}
+    config.objectives = {}
+    config.harmonizer = {"weighting": "sum"}
+    config.optim = {"peak_lr": 1e-3, "grad_clip": None, "no_decay": ("bias",)}
+    config.checkpoint = {"every": 5}
+    config.evals = {}
+    config.log = {"every": 1}
+    return config
+"""
+
+
+@pytest.fixture
+def path(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(textwrap.dedent(SOURCE))
+    return str(file)
+
+
+def test_loads_plain_values_and_the_argument(path):
+    assert config_lib.load(path)["data"]["video"]["size"] == [4, 6]
+    assert config_lib.load(f"{path}:large")["model"]["size"] == "large"
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("--config.steps=20", ("steps",), 20),
+        ("--config.optim.peak_lr=1", ("optim", "peak_lr"), 1.0),
+        ("--config.optim.grad_clip=0.5", ("optim", "grad_clip"), 0.5),
+        ("config.data.video.size=(8,8)", ("data", "video", "size"), [8, 8]),
+        ("--config.data.path=123", ("data", "path"), "123"),
+        ("--config.data.path=['a','b']", ("data", "path"), ["a", "b"]),
+        ("--config.data.video=none", ("data", "video"), None),
+    ],
+)
+def test_overrides_keep_the_type(path, override, key, value):
+    node = config_lib.load(path, [override])
+    for part in key:
+        node = node[part]
+    assert node == value
+    assert type(node) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--config.optim.peek_lr=1", r"'peek_lr' under optim; did you mean 'peak_lr'"),
+        ("--config.stepz=1", r"'stepz' under the top level; did you mean 'steps'"),
+        ("--config.steps=many", r"--config.steps: expected int like 10, found str"),
+        ("--config.steps=1.5", r"expected int like 10, found float '1.5'"),
+        ("--config.steps.more=1", r"none \(it is a value\)"),
+        ("--konfig.steps=1", r"unexpected argument"),
+        ("--config.steps", r"unexpected argument"),
+    ],
+)
+def test_a_wrong_override_is_one_message(path, override, message):
+    with pytest.raises(UserError, match=message):
+        config_lib.load(path, [override])
+
+
+def test_wrong_files_are_named(path, tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        config_lib.load(str(tmp_path / "none.py"))
+    with pytest.raises(UserError, match="unknown variant 'huge'"):
+        config_lib.load(f"{path}:huge")
+    empty = tmp_path / "empty.py"
+    empty.write_text("x = 1\n")
+    with pytest.raises(UserError, match="no get_config"):
+        config_lib.load(str(empty))
+    extra = tmp_path / "extra.py"
+    extra.write_text(SOURCE.replace("config.steps", "config.stepps"))
+    with pytest.raises(UserError, match=r"'stepps'; did you mean 'steps'"):
+        config_lib.load(str(extra))
+
+
+def make(*, width: int, depth: int = 2) -> tuple[int, int]:
+    if depth < 1:
+        raise ValueError("depth must be at least 1")
+    return width, depth
+
+
+def test_constructors_are_the_schema():
+    assert config_lib.build(make, "model", width=3) == (3, 2)
+    with pytest.raises(UserError, match=r"config model.widht: .*did you mean 'width'"):
+        config_lib.build(make, "model", widht=3)
+    with pytest.raises(UserError, match="config model: make needs width"):
+        config_lib.build(make, "model")
+    with pytest.raises(UserError, match="config model: depth must be"):
+        config_lib.build(make, "model", width=3, depth=0)
+    with pytest.raises(UserError, match=r"unknown 'smm'; did you mean 'sum'"):
+        config_lib.choose({"sum": 1}, "smm", "harmonizer.weighting")
+
+
+def test_a_workdir_of_another_config_is_refused(path):
+    old = config_lib.load(path)
+    free = ["--config.log.every=7", "--config.data.workers=1"]
+    config_lib.check_same_run(old, config_lib.load(path, free), "W")
+    new = config_lib.load(path, ["--config.optim.peak_lr=1e-4", "--config.seed=3"])
+    with pytest.raises(UserError) as caught:
+        config_lib.check_same_run(old, new, "W")
+    assert "optim.peak_lr: 0.001 there, 0.0001 now" in str(caught.value)
+    assert "seed: 0 there, 3 now" in str(caught.value)
