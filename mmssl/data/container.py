@@ -93,7 +93,7 @@ def opened(src: bytes | str | os.PathLike[str], limits: Limits) -> Iterator[Stre
         try:
             container = av.open(
                 file,
-                metadata_errors="replace",
+                **_metadata(av),
                 options={
                     # Nothing but the bytes already in hand: an empty list would mean
                     # "everything", and no demuxer needs a protocol to read them.
@@ -108,6 +108,11 @@ def opened(src: bytes | str | os.PathLike[str], limits: Limits) -> Iterator[Stre
             raise _fault(error) from error
         with contextlib.closing(container):
             yield _select(container, limits)
+
+
+def _metadata(av: Any) -> dict[str, str]:
+    """Tags in a wrong encoding are no reason to refuse media: av 18 must be told so."""
+    return {"metadata_errors": "replace"} if int(av.__version__[:2]) < 19 else {}
 
 
 def _select(container: Any, limits: Limits) -> Streams:
@@ -186,6 +191,7 @@ def frames(
             streams.container.seek(max(target, 0))
         except av.error.FFmpegError as error:
             raise SeekMissedError(str(error)) from error
+    ticks = {k: float(getattr(streams, k).time_base) for k in kinds.values()}
     packets = streams.container.demux([getattr(streams, k) for k in kinds.values()])
     while wanted:
         try:
@@ -202,7 +208,7 @@ def frames(
         if kind not in wanted:
             continue
         if until is not None and packet.dts is not None:
-            time = float(packet.dts * packet.time_base) - streams.origin
+            time = packet.dts * ticks[kind] - streams.origin
             if time > until + _SLACK:
                 return
         try:
@@ -225,4 +231,4 @@ def quarter_turns(frame: Any) -> int:
 
 def frame_seconds(frame: Any) -> float | None:
     """Timestamp of a decoded frame in seconds, or None."""
-    return None if frame.pts is None else float(frame.pts * frame.time_base)
+    return frame.time

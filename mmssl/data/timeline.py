@@ -32,6 +32,7 @@ class Stamps:
     def __init__(self, streams: Streams) -> None:
         rate = streams.video.average_rate or streams.video.guessed_rate
         self._step = 1.0 / float(rate) if rate else 0.0
+        self._tick = float(streams.video.time_base)
         self._origin = streams.origin
         self._frames: deque[Any] = deque()
         self._times: list[float] = []
@@ -40,9 +41,7 @@ class Stamps:
 
     def seconds(self, frame: Any) -> float:
         """How long a frame is shown: its own duration, else one frame period."""
-        if frame.duration and frame.time_base:
-            return float(frame.duration * frame.time_base)
-        return self._step
+        return frame.duration * self._tick if frame.duration else self._step
 
     def push(self, frame: Any) -> list[tuple[float, Any]]:
         """(media time, frame) of the frames whose time is settled now.
@@ -207,14 +206,14 @@ class AudioWindow:
         channels = len(frame.layout.channels)
         if same and (channels == 1 or frame.layout.name.endswith("channels")):
             data = frame.to_ndarray()
-            scale = 1.0
-            if data.dtype.kind in "iu":
-                scale = 1.0 / 2 ** (8 * data.dtype.itemsize - 1)
-            data = data.astype(np.float32)
-            if frame.format.name.startswith("u8"):
-                data -= 128
-            planes = data if frame.format.is_planar else data.reshape(-1, channels).T
-            return planes.mean(axis=0) * np.float32(scale)
+            if not frame.format.is_planar:
+                data = data.reshape(-1, channels).T
+            wave = data[0] if channels == 1 else data.mean(axis=0)
+            if data.dtype.kind == "f":
+                return wave.astype(np.float32, copy=False)
+            middle = 128.0 if data.dtype.kind == "u" else 0.0
+            full = 2.0 ** (8 * data.dtype.itemsize - 1)
+            return ((wave - middle) / full).astype(np.float32)
         key = (frame.sample_rate, frame.layout.name, frame.format.name)
         if self._resampler is None or self._resampler[0] != key:
             converter = av.AudioResampler("fltp", "mono", self._source_rate)

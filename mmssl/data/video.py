@@ -116,7 +116,8 @@ def adjust_colour(
     )
     flat = frames.reshape(-1, 3)
     matrix = _RGB @ turn @ _YIQ
-    mean = matrix @ flat.mean(axis=0, dtype=np.float64)
+    columns = frames.reshape(-1, frames.shape[2] * 3).sum(axis=0, dtype=np.uint64)
+    mean = matrix @ (columns.reshape(-1, 3).sum(axis=0) / len(flat))
     offset = (1 - contrast) * mean + 255 * brightness
     out = flat.astype(np.float32) @ (contrast * matrix).T.astype(np.float32)
     out += (offset + 0.5).astype(np.float32)  # + 0.5: truncation then rounds
