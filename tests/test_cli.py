@@ -2,6 +2,8 @@
 
 import argparse
 import errno
+import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -11,6 +13,8 @@ import pytest
 
 from mmssl import cli, commands, doctor
 from mmssl.errors import UserError
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 COMMANDS = (
     ["data", "build"],
@@ -77,7 +81,10 @@ def test_help_is_fast() -> None:
         (["train", "--config=c.py", "--workdir=w", "more"], ["'more'"]),
         (["data", "build", "--out=x"], ["--manifest", "--folder"]),
         (["data", "build", "--out=x", "--folder=a", "--manifest=b"], ["not allowed"]),
-        (["data", "build", "--out=x", "--folder=a", "--splits=train=2"], ["sum to 1"]),
+        (
+            ["data", "build", "--out=x", "--folder=a", "--splits=a=.9,b=.2"],
+            ["sum to 1"],
+        ),
         (["data", "build", "--out=x", "--folder=a", "--splits=0.9"], ["NAME=SHARE"]),
         (["data", "build", "--out=x", "--folder=a", "--workers=0"], ["--workers"]),
         (["data", "demo", "--out=x", "--clips=few"], ["--clips", "'few'"]),
@@ -223,3 +230,62 @@ def test_commands_are_functions_of_parsed_arguments() -> None:
     parsed = cli.parser().parse_args(["report", "--workdir", "w"])
     assert isinstance(parsed, argparse.Namespace)
     assert parsed.workdir == "w"
+
+
+# documentation
+
+
+def options(words: list[str]) -> set[str]:
+    """The long options and positionals of a command."""
+    parser: argparse.ArgumentParser = cli.parser()
+    for word in words:
+        choices = next(a.choices for a in parser._actions if a.choices)
+        assert isinstance(choices, dict)
+        parser = choices[word]
+    actions = [a for a in parser._actions if a.dest != "help"]
+    return {
+        a.option_strings[-1] if a.option_strings else str(a.metavar) for a in actions
+    }
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_the_page_of_commands_has_every_option(words: list[str]) -> None:
+    page = (ROOT / "docs" / "commands.md").read_text()
+    section = page.split(f"## mmssl {' '.join(words)}\n")[1].split("\n## ")[0]
+    written = set(re.findall(r"^\| `([^`\s\[]+)", section, flags=re.MULTILINE))
+    assert written - {"--config.a.b=value"} == options(words)
+
+
+def linked() -> list[tuple[str, str]]:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")]
+    return [
+        (page.relative_to(ROOT).as_posix(), target)
+        for page in pages
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
+        if "://" not in target
+    ]
+
+
+@pytest.mark.parametrize(("page", "target"), linked())
+def test_links_between_pages_lead_somewhere(page: str, target: str) -> None:
+    assert ((ROOT / page).parent / target).is_file()
+
+
+def commands_in_pages() -> list[str]:
+    """Every `mmssl ...` line of the pages and the Makefile, whole."""
+    found = []
+    for page in [ROOT / "README.md", ROOT / "Makefile", *ROOT.glob("docs/*.md")]:
+        text = (
+            page.read_text()
+            .replace("\\\n", " ")
+            .replace("$(MMSSL)", "mmssl")
+            .replace("$(CLIPS)", "9")
+        )
+        found += re.findall(r"^(?:    |\t)mmssl (.*)$", text, flags=re.MULTILINE)
+    return sorted({line.partition("#")[0].strip() for line in found})
+
+
+@pytest.mark.parametrize("line", commands_in_pages())
+def test_commands_in_the_pages_parse(line: str) -> None:
+    rest, _ = cli.split_overrides(line.split())
+    assert callable(cli.parser().parse_args(rest).run)

@@ -127,7 +127,7 @@ def counter(what: str) -> Callable[[int, int, str], None]:
             text = f"\r{done}/{total} {what}  {message}"
             print(f"{text[:79]:<79}", end=end, file=sys.stderr, flush=True)
         elif done == total or done * 10 // total > (done - 1) * 10 // total:
-            print(f"{done}/{total} {what}", file=sys.stderr, flush=True)
+            print(f"{done}/{total} {what}  {message}", file=sys.stderr, flush=True)
 
     return show
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from mmssl import commands
@@ -66,6 +67,7 @@ def _add_build(members: Any) -> None:
         default=os.cpu_count() or 1,
         help="processes that read the media (default: one per core, %(default)s here)",
     )
+    _add_overwrite(parser)
 
 
 def _add_validate(members: Any) -> None:
@@ -129,8 +131,39 @@ def _add_tokenizer(members: Any) -> None:
     parser.add_argument("--vocab-size", type=_positive, metavar="N", default=1024)
 
 
-def build(arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
+def build(arguments: argparse.Namespace) -> None:
+    from mmssl.data import build as room
+
+    done = room.build(
+        manifest=arguments.manifest,
+        folder=arguments.folder,
+        out=arguments.out,
+        splits=arguments.splits,
+        workers=arguments.workers,
+        overwrite=arguments.overwrite,
+        progress=commands.counter("files"),
+    )
+    hours, size = done.duration_seconds / 3600, done.bytes / 2**20
+    print(
+        f"{arguments.out}: {done.used} of {done.rows} clips, "
+        f"{hours:.2f} hours, {size:.1f} MiB, in {done.seconds:.0f} s"
+    )
+    print("splits:     " + _counts(done.splits))
+    print("modalities: " + _counts(done.modalities))
+    for column, classes in done.labels.items():
+        print(f"label {column}: " + _counts(classes))
+    if done.faults:
+        rows = [(k, n, ", ".join(done.files[k][:3])) for k, n in done.faults.items()]
+        print("\n" + commands.table(rows, header=("fault", "files", "such as")))
+        print(f"all of them: {os.path.join(arguments.out, 'build_report.json')}")
+    if done.modalities["text"]:
+        print(f"\nnext: mmssl data tokenizer --data {arguments.out}")
+
+
+def _counts(counts: Mapping[str, int], most: int = 8) -> str:
+    shown = [f"{name} {count}" for name, count in list(counts.items())[:most]]
+    more = [f"{len(counts) - most} more"] if len(counts) > most else []
+    return ", ".join(shown + more) or "none"
 
 
 def validate(arguments: argparse.Namespace) -> int:
@@ -146,7 +179,7 @@ def demo(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         misaligned=arguments.misaligned,
         overwrite=arguments.overwrite,
-        progress=commands.counter("clips written"),
+        progress=commands.counter("clips"),
     )
     print(
         f"{done.clips} clips: {done.swapped['text']} with another clip's text, "
