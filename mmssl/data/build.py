@@ -2,9 +2,10 @@
 
 Every media file is decoded completely, in worker processes, before anything is written,
 so that training meets no file that was never decoded. A row whose media cannot be used
-is left out and reported with the class of its fault. Media with one usable modality is
-used: a fault of the other is reported as `audio_<class>` or `video_<class>`, kept in
-the record's `meta.probe.faults`, and training masks what does not decode.
+is left out and reported with the class of its fault. Media of which something can be
+used is used: a fault of one stream is reported as `audio_<class>` or `video_<class>`
+under `partial`, kept in the record's `meta.probe.faults`, and training masks what does
+not decode.
 """
 
 import collections
@@ -14,23 +15,18 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent import futures
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from mmssl.data import folder as folder_lib
+from mmssl.data import intake, records
 from mmssl.data import manifest as manifest_lib
-from mmssl.data import records
 from mmssl.data import splits as splits_lib
-from mmssl.data.faults import Limits, MediaFault
+from mmssl.data.faults import Limits
 from mmssl.data.pool import DecodePool
 from mmssl.errors import UserError
-
-Progress = Callable[[int, int, str], None]
-
-MAX_MEDIA_BYTES = 2**30
-"""A larger file is a fault: one record must stay below protobuf's 2 GiB."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +36,12 @@ class BuildReport:
     Attributes:
       rows: rows of the source.
       used: rows in the dataset.
-      failed: rows left out; used + failed = rows.
-      faults: fault class to its count, `<modality>_<class>` for media that is used.
-      files: fault class to the files (as the source names them), sorted.
-      details: file to what was seen.
+      faults: class to rows left out; used + the sum of faults = rows.
+      files: class to the files left out (as the source names them), sorted.
+      partial: class to rows that are used without something: `audio_<class>`,
+        `video_<class>`, or `caption` for a caption file that cannot be read.
+      partial_files: the files of `partial`.
+      details: file to what was seen, for both kinds.
       splits: name to rows.
       labels: column to {class: rows}.
       modalities: "video", "audio", "text" to rows that have it.
@@ -56,9 +54,10 @@ class BuildReport:
 
     rows: int
     used: int
-    failed: int
     faults: dict[str, int]
     files: dict[str, list[str]]
+    partial: dict[str, int]
+    partial_files: dict[str, list[str]]
     details: dict[str, list[str]]
     splits: dict[str, int]
     labels: dict[str, dict[str, int]]
@@ -70,97 +69,14 @@ class BuildReport:
     seconds: float
 
 
-@dataclasses.dataclass(frozen=True)
-class _Checked:
-    """A row after its media was decoded.
-
-    `faults` are (class as reported, detail); `probe` is None without usable media.
-    """
-
-    row: manifest_lib.Row
-    used: bool
-    probe: dict[str, Any] | None = None
-    sha256: str = ""
-    bytes: int = 0
-    faults: tuple[tuple[str, str], ...] = ()
-
-    def has(self, modality: str) -> bool:
-        if modality == "text":
-            return bool(self.row.segments or self.row.words)
-        return self.probe is not None and self.probe[modality] is not None
-
-
-def _read(path: pathlib.Path) -> bytes:
-    try:
-        size = path.stat().st_size
-        if size > MAX_MEDIA_BYTES:
-            limit = f"{MAX_MEDIA_BYTES / 2**20:.0f} MiB"
-            detail = f"{size / 2**20:.0f} MiB in one file; at most {limit}, so cut it"
-            raise MediaFault("too_large", detail)
-        return path.read_bytes()
-    except OSError as e:
-        raise MediaFault("missing", f"{e.strerror or e}: {path}") from e
-
-
-def _check(row: manifest_lib.Row, pool: DecodePool) -> _Checked:
-    if row.path is None:
-        return _Checked(row, used=True)
-    try:
-        media = _read(row.path)
-        # Bytes, not the path: training decodes from bytes, without a name to guess by.
-        probe = dataclasses.asdict(pool.probe(media, full=True))
-    except MediaFault as e:
-        fault = (e.fault_class, e.detail)
-        return _Checked(row, used=False, faults=(*row.faults, fault))
-    partly = tuple(
-        (f"{modality}_{name}", f"the {modality} stream: {name}")
-        for modality, name in sorted(probe["faults"].items())
-    )
-    return _Checked(
-        row,
-        used=True,
-        probe=probe,
-        sha256=hashlib.sha256(media).hexdigest(),
-        bytes=len(media),
-        faults=row.faults + partly,
-    )
-
-
-def _check_all(
-    rows: Iterable[manifest_lib.Row],
-    *,
-    total: int,
-    pool: DecodePool,
-    threads: int,
-    progress: Progress | None,
-) -> list[_Checked]:
-    executor = futures.ThreadPoolExecutor(threads)
-    checked = []
-    try:
-        for result in executor.map(lambda row: _check(row, pool), rows):
-            checked.append(result)
-            if progress:
-                progress(len(checked), total, "decoding")
-    finally:
-        executor.shutdown(cancel_futures=True)
-    return checked
-
-
-def _record(checked: _Checked, columns: tuple[str, ...]) -> records.Record:
-    row, media = checked.row, b""
-    if row.path is not None:
-        media = row.path.read_bytes()
-        if hashlib.sha256(media).hexdigest() != checked.sha256:
-            raise UserError(
-                f"{row.path}: changed while the dataset was being built; build again "
-                "when nothing writes to it"
-            )
+def _record(checked: intake.Checked, columns: tuple[str, ...]) -> records.Record:
+    row = checked.row
     meta = dict(row.meta)
     if checked.probe is not None:
         meta |= {"probe": checked.probe, "sha256": checked.sha256}
     return records.Record(
         id=row.id,
-        media=media,
+        media=intake.read_again(checked),
         media_name=row.media,
         segments=row.segments,
         words=row.words,
@@ -169,16 +85,33 @@ def _record(checked: _Checked, columns: tuple[str, ...]) -> records.Record:
     )
 
 
+def _by_class(
+    checked: Iterable[intake.Checked],
+) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """(class to files left out, class to files used in part), all sorted."""
+    whole: dict[str, list[str]] = collections.defaultdict(list)
+    partial: dict[str, list[str]] = collections.defaultdict(list)
+    for c in checked:
+        if c.fault:
+            whole[c.fault[0]].append(c.row.media)
+            continue
+        for name in sorted({name for name, _ in c.partial}):
+            partial[name].append(c.row.media)
+    return (
+        {name: sorted(files) for name, files in sorted(whole.items())},
+        {name: sorted(files) for name, files in sorted(partial.items())},
+    )
+
+
 def _report(
-    checked: list[_Checked], split_names: Iterable[str], splits: Mapping[str, int]
+    checked: list[intake.Checked], split_names: Iterable[str], splits: Mapping[str, int]
 ) -> dict[str, Any]:
-    used = [c for c in checked if c.used]
-    files = collections.defaultdict(list)
+    used = [c for c in checked if c.fault is None]
+    files, partial_files = _by_class(checked)
     details = collections.defaultdict(list)
     labels = collections.defaultdict(collections.Counter)
     for c in checked:
-        for name, detail in c.faults:
-            files[name].append(c.row.media)
+        for name, detail in (c.fault and (c.fault,)) or c.partial:
             details[c.row.media].append(f"{name}: {detail}")
     for c in used:
         for column, value in c.row.labels.items():
@@ -187,9 +120,10 @@ def _report(
     return {
         "rows": len(checked),
         "used": len(used),
-        "failed": len(checked) - len(used),
-        "faults": {name: len(paths) for name, paths in sorted(files.items())},
-        "files": {name: sorted(paths) for name, paths in sorted(files.items())},
+        "faults": {name: len(paths) for name, paths in files.items()},
+        "files": files,
+        "partial": {name: len(paths) for name, paths in partial_files.items()},
+        "partial_files": partial_files,
         "details": dict(sorted(details.items())),
         "splits": {name: splits.get(name, 0) for name in split_names},
         "labels": {k: dict(sorted(v.items())) for k, v in sorted(labels.items())},
@@ -200,16 +134,16 @@ def _report(
     }
 
 
-def _refuse_nothing(source: pathlib.Path, checked: list[_Checked]) -> None:
-    if any(c.used for c in checked):
+def _refuse_nothing(source: pathlib.Path, checked: list[intake.Checked]) -> None:
+    faults = [(c.row.media, *c.fault) for c in checked if c.fault]
+    if len(faults) < len(checked):
         return
-    first = next(c for c in checked)
-    counts = collections.Counter(name for c in checked for name, _ in c.faults)
-    name, detail = first.faults[-1]
+    media, name, detail = faults[0]
+    counts = collections.Counter(name for _, name, _ in faults).most_common()
     raise UserError(
         f"{source}: none of its {len(checked)} rows can be used (faults: "
-        f"{', '.join(f'{n} {k}' for k, n in counts.most_common())}); the first: "
-        f"{first.row.media}: {name}: {detail}. Paths are relative to the manifest; "
+        f"{', '.join(f'{n} {k}' for k, n in counts)}); the first: "
+        f"{media}: {name}: {detail}. Paths are relative to the manifest; "
         "check them, and that the files play"
     )
 
@@ -237,15 +171,15 @@ def file_hashes(root: pathlib.Path) -> dict[str, dict[str, Any]]:
 
 def _write(
     root: pathlib.Path,
-    used: Mapping[str, list[_Checked]],
+    used: Mapping[str, list[intake.Checked]],
     columns: tuple[str, ...],
-    progress: Progress | None,
+    progress: intake.Progress | None,
 ) -> pathlib.Path:
     from mmssl.data import builder
 
     total, done = sum(map(len, used.values())), 0
 
-    def split(rows: list[_Checked]) -> Iterator[records.Record]:
+    def split(rows: list[intake.Checked]) -> Iterator[records.Record]:
         nonlocal done
         for checked in rows:
             yield _record(checked, columns)
@@ -267,7 +201,7 @@ def build(
     limits: Limits | None = None,
     pool: DecodePool | None = None,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: intake.Progress | None = None,
 ) -> BuildReport:
     """Builds the dataset `out`: it appears whole, or not at all.
 
@@ -299,20 +233,16 @@ def build(
     else:
         source = manifest_lib.scan_folder(folder or "")
     out = pathlib.Path(out)
-    workers = workers or os.cpu_count() or 1
-    total = len(source.rows)
     with folder_lib.whole(
         out, marker=records.METADATA_FILE, overwrite=overwrite
     ) as new:
         with contextlib.ExitStack() as stack:
             if pool is None:
-                pool = stack.enter_context(DecodePool(workers, limits or Limits()))
-            checked = _check_all(
-                source.rows, total=total, pool=pool, threads=workers, progress=progress
-            )
+                pool = stack.enter_context(DecodePool(workers, limits))
+            checked = intake.check_rows(source.rows, pool=pool, progress=progress)
         _refuse_nothing(source.source, checked)
-        used: dict[str, list[_Checked]] = {}
-        for c in (c for c in checked if c.used):
+        used: dict[str, list[intake.Checked]] = {}
+        for c in (c for c in checked if c.fault is None):
             used.setdefault(splits_lib.split_of(c.row.id, splits), []).append(c)
         report = _report(checked, splits, {k: len(v) for k, v in used.items()})
         _refuse_without_room(out, report["bytes"])
@@ -340,8 +270,6 @@ def _finish(
     report: dict[str, Any],
 ) -> None:
     """Moves the shards to the root of `new`, beside the two JSON files."""
-    import shutil
-
     for path in list(shards.iterdir()):
         path.rename(new / path.name)
     shutil.rmtree(new / "tfds")

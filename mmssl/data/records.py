@@ -23,6 +23,7 @@ METADATA_FILE = "mmssl.json"
 """Schema version, label columns and the SHA-256 of every file of the dataset."""
 
 REPORT_FILE = "build_report.json"
+"""What the build used and left out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +67,9 @@ class Record:
       words: timed words, ordered by start.
       labels: column to class name; "" where the row has no such label. Every record
         of a dataset has the same columns.
-      meta: JSON-able extras: `probe` (the build's full decode: see media.Probe),
-        `faults` (list of [class, detail] met at build), and the manifest row's `meta`.
+      meta: JSON-able extras: the manifest row's `meta`; for media also `probe` (the
+        build's complete decode, the fields of media.Probe, with the fault class of a
+        modality that cannot be used) and `sha256` of the media.
     """
 
     id: str
