@@ -20,9 +20,12 @@ def seal(folder: epath.Path, meta: Mapping[str, Any]) -> None:
     It appears whole or not at all, and last, so a folder with a manifest is complete.
     """
     files = {
-        str(path.relative_to(folder)): [path.stat().length, _file_hash(path)]
-        for path in sorted(folder.glob("**/*"))
-        if not path.is_dir()
+        str((parent / name).relative_to(folder)): [
+            (parent / name).stat().length,
+            _file_hash(parent / name),
+        ]
+        for parent, _, names in folder.walk()
+        for name in names
     }
     manifest = {**meta, "files": files}
     manifest["sha256"] = _self_hash(manifest)

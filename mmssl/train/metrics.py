@@ -1,12 +1,14 @@
 """Where the numbers of a run go: rows of metrics by step, and a log of events."""
 
+import errno
+import io
 import json
 import math
 import os
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 from mmssl.errors import UserError
 
@@ -32,25 +34,25 @@ class _JsonLines:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = pathlib.Path(path)
-        self._file: TextIO | None = None
+        self._file: io.FileIO | None = None
 
     def append(self, row: Mapping[str, Any]) -> None:
+        line = json.dumps(finite(row), allow_nan=False).encode() + b"\n"
         try:
             if self._file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self.keep(lambda row: True)  # drops a line that a kill cut short
-                self._file = self.path.open("a", encoding="utf-8", buffering=1)
-            self._file.write(json.dumps(finite(row), allow_nan=False) + "\n")
+                self._file = io.FileIO(self.path, "a")
+            # No buffer: a row is with the system at once, and a full disk shows here.
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            raise UserError(
-                f"cannot write {self.path}: {error.strerror}; free disk space or check "
-                "access, then run the same command again"
-            ) from error
+            raise disk_error(self.path, error) from error
 
     def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
         """Drops whole rows that are not wanted and lines that are not JSON objects."""
         self.close()
-        if not self.path.exists():
+        if not self.path.is_file():
             return
         text = self.path.read_text(encoding="utf-8")
         lines = text.split("\n")
@@ -59,10 +61,6 @@ class _JsonLines:
             partial = self.path.with_name(self.path.name + ".partial")
             partial.write_text(kept, encoding="utf-8")
             partial.replace(self.path)
-
-    def flush(self) -> None:
-        if self._file is not None:
-            self._file.flush()
 
     def close(self) -> None:
         if self._file is not None:
@@ -83,8 +81,7 @@ class JsonlWriter:
     def truncate(self, step: int) -> None:
         self._lines.keep(lambda row: row["step"] <= step)
 
-    def flush(self) -> None:
-        self._lines.flush()
+    def flush(self) -> None: ...
 
     def close(self) -> None:
         self._lines.close()
@@ -171,6 +168,14 @@ class Writers:
     def close(self) -> None:
         for writer in self._writers:
             writer.close()
+
+
+def disk_error(path: pathlib.Path, error: OSError) -> UserError:
+    """What to tell a user whose disk is full or closed to us."""
+    return UserError(
+        f"cannot write {path}: {error.strerror}; free disk space or check access, then "
+        "run the same command again"
+    )
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ import jax
 
 from mmssl.errors import UserError
 from mmssl.train import health as health_lib
-from mmssl.train.metrics import EventLog, MetricWriter, finite
+from mmssl.train.metrics import EventLog, MetricWriter, disk_error, finite
 
 _WINDOW = 50
 """Steps over which speed and data wait are measured."""
@@ -242,8 +242,11 @@ class Recorder:
         self._streak += 1
         path = self._dump_dir / f"step_{done.step}.json"
         dump = {"step": done.step, "ids": list(done.ids), "metrics": finite(metrics)}
-        self._dump_dir.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(dump, indent=1))
+        try:
+            self._dump_dir.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(dump, indent=1))
+        except OSError as error:
+            raise disk_error(path, error) from error
         self._events.write(
             "nonfinite", step=done.step, in_a_row=self._streak, dump=str(path)
         )
