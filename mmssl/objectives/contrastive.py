@@ -220,8 +220,9 @@ class CrossModalContrast:
     Attributes:
       heads: the projections; their parameters and batch statistics are the
         objective's.
-      pairs: loss name -> {"modalities": (one, other), "space": name}. None: every pair
-        within every space of the heads, named by initials (`va`, `vt`, `at`).
+      pairs: loss name -> {"modalities": (one, other), "space": name}. None, as VATT:
+        video against each other modality, in the smallest space that holds both,
+        named by initials (`va`, `vt`); heads without video: every pair (`at`).
       form: "official" (`asymmetric_nce`) or "textbook" (`symmetric_nce`).
       temperature: divides cosine similarities.
 
@@ -253,7 +254,7 @@ class CrossModalContrast:
         """The pairs, checked against the heads, in the order of their names."""
         spaces = self.heads.spaces
         if self.pairs is None:
-            found = _all_pairs(spaces)
+            found = _default_pairs(spaces)
         else:
             found = [_read_pair(name, entry) for name, entry in self.pairs.items()]
         if not found:
@@ -276,6 +277,11 @@ class CrossModalContrast:
     def requires(self) -> frozenset[str]:
         """Modalities the objective reads."""
         return frozenset(m for pair in self.terms() for m in pair.modalities)
+
+    @property
+    def reads_tokens(self) -> bool:
+        """False: pooled features only."""
+        return False
 
     def init(
         self, key: Key[Array, ""], widths: Mapping[str, int]
@@ -382,17 +388,14 @@ def _first_valid(vectors: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.take_along_axis(vectors, first[:, None, None], axis=1)[:, 0]
 
 
-def _all_pairs(spaces: Mapping[str, tuple[str, ...]]) -> list[Pair]:
+def _default_pairs(spaces: Mapping[str, tuple[str, ...]]) -> list[Pair]:
     found: dict[str, Pair] = {}
-    for space, members in spaces.items():
-        for one, other in itertools.combinations(members, 2):
+    has_video = any("video" in members for members in spaces.values())
+    for space in sorted(spaces, key=lambda name: len(spaces[name])):
+        for one, other in itertools.combinations(spaces[space], 2):
             name = one[0] + other[0]
-            if name in found:
-                raise UserError(
-                    f"contrastive: {one} and {other} share the spaces "
-                    f"{found[name].space!r} and {space!r}; name the `pairs` explicitly"
-                )
-            found[name] = Pair(name, (one, other), space)
+            if not has_video or "video" in (one, other):
+                found.setdefault(name, Pair(name, (one, other), space))
     return list(found.values())
 
 
