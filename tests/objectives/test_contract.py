@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mmssl import types
+from mmssl.models import heads
 from mmssl.objectives import OBJECTIVES
 
 WIDTHS = {"video": 6, "audio": 5, "text": 4}
@@ -59,7 +60,7 @@ class LinearHeads:
 EXAMPLES = {
     "contrastive": [
         {"heads": LinearHeads()},
-        {"heads": LinearHeads(), "form": "textbook"},
+        {"heads": heads.build_heads(va=4, vt=3), "form": "textbook"},
         {
             "heads": LinearHeads((("joint", ("video", "audio", "text")),)),
             "pairs": {
