@@ -82,6 +82,13 @@ def _add_validate(members: Any) -> None:
     )
     parser.add_argument("dir", metavar="DIR", help="written by `mmssl data build`")
     parser.add_argument(
+        "--media",
+        type=int,
+        metavar="N",
+        help="decode the media of about N records, evenly spaced; 0 = of none "
+        "(default: all)",
+    )
+    parser.add_argument(
         "--workers", type=_positive, metavar="N", default=os.cpu_count() or 1
     )
 
@@ -152,10 +159,15 @@ def build(arguments: argparse.Namespace) -> None:
     print("modalities: " + _counts(done.modalities))
     for column, classes in done.labels.items():
         print(f"label {column}: " + _counts(classes))
-    if done.faults:
-        rows = [(k, n, ", ".join(done.files[k][:3])) for k, n in done.faults.items()]
-        print("\n" + commands.table(rows, header=("fault", "files", "such as")))
-        print(f"all of them: {os.path.join(arguments.out, 'build_report.json')}")
+    for title, counts, files in (
+        ("left out", done.faults, done.files),
+        ("used in part", done.partial, done.partial_files),
+    ):
+        if counts:
+            rows = [(k, n, ", ".join(files[k][:3])) for k, n in counts.items()]
+            print("\n" + commands.table(rows, header=(title, "files", "such as")))
+    if done.faults or done.partial:
+        print(f"\nall of them: {os.path.join(arguments.out, 'build_report.json')}")
     if done.modalities["text"]:
         print(f"\nnext: mmssl data tokenizer --data {arguments.out}")
 
@@ -167,7 +179,35 @@ def _counts(counts: Mapping[str, int], most: int = 8) -> str:
 
 
 def validate(arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
+    from mmssl.data import validate as room
+
+    found = room.validate(
+        arguments.dir,
+        media=arguments.media,
+        workers=arguments.workers,
+        progress=commands.counter("records"),
+    )
+    print(
+        f"{arguments.dir}: schema version {found['schema_version']}, "
+        f"{found['rows']} records ({_counts(found['splits'])}), "
+        f"media of {found['media_decoded']} decoded"
+    )
+    for title, counts, ids, meanings in (
+        ("fault", found["faults"], found["ids"], room.FAULTS),
+        ("to look at", found["warnings"], found["warning_ids"], room.WARNINGS),
+    ):
+        if counts:
+            rows = [
+                (name, count, meanings[name], ", ".join(ids[name][:3]))
+                for name, count in counts.items()
+            ]
+            head = (title, "count", "meaning", "such as")
+            print("\n" + commands.table(rows, header=head))
+    if found["ok"]:
+        print("\nok")
+        return 0
+    print("\nbroken: build it again from its media, or copy it again")
+    return 1
 
 
 def demo(arguments: argparse.Namespace) -> None:
