@@ -128,7 +128,11 @@ def _add_tokenizer(members: Any) -> None:
         "for it.",
         example="mmssl data tokenizer --data data/mine --vocab-size 2048",
     )
-    parser.add_argument("--data", metavar="DIR", required=True, help="a dataset")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", metavar="DIR", help="a dataset; or")
+    source.add_argument(
+        "--files", metavar="FILE", nargs="+", help="text files, one text a line"
+    )
     parser.add_argument(
         "--out", metavar="FILE", help="default: tokenizer.model in the dataset's folder"
     )
@@ -230,7 +234,19 @@ def demo(arguments: argparse.Namespace) -> None:
 
 
 def tokenizer(arguments: argparse.Namespace) -> None:
-    raise NotImplementedError
+    from mmssl.data import tokenizer as room
+    from mmssl.errors import UserError
+
+    if arguments.data is None and arguments.out is None:
+        raise UserError("--out is needed with --files: where to write the tokenizer")
+    done = room.train_tokenizer(
+        dataset=arguments.data,
+        files=arguments.files or (),
+        out=arguments.out,
+        kind=arguments.kind,
+        vocab_size=arguments.vocab_size,
+    )
+    print(f"{done.path}: {done.kind}, {done.vocab_size} ids, from {done.texts} texts")
 
 
 def _add_overwrite(parser: argparse.ArgumentParser) -> None:
