@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Callable
 from concurrent import futures
 from fractions import Fraction
 from typing import Any
@@ -13,9 +12,8 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from mmssl.data import demo_world, folder
+from mmssl.data.intake import Progress
 from mmssl.errors import UserError
-
-Progress = Callable[[int, int, str], None]
 
 SETTINGS_FILE = "demo.json"
 

@@ -177,6 +177,8 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         metadata = json.loads(file.read_text())
         found = metadata["schema_version"]
+        if found == SCHEMA_VERSION:
+            _ = metadata["label_columns"], metadata["splits"], metadata["files"]
     except (ValueError, KeyError, TypeError) as e:
         raise UserError(
             f"{file}: not readable as dataset metadata: {e!r}; {remedy}"

@@ -49,6 +49,7 @@ def write(tmp_path, value):
 
 def test_metadata_of_this_version(tmp_path):
     value = {"schema_version": records.SCHEMA_VERSION, "label_columns": ["a"]}
+    value |= {"splits": {"train": 1}, "files": {}}
     assert records.read_metadata(write(tmp_path, json.dumps(value))) == value
 
 
@@ -59,6 +60,7 @@ def test_metadata_of_this_version(tmp_path):
         ("{", "not readable as dataset metadata"),
         ("[]", "not readable as dataset metadata"),
         ("{}", "not readable as dataset metadata"),
+        (json.dumps({"schema_version": 1}), "not readable as dataset metadata"),
     ],
 )
 def test_bad_metadata(tmp_path, value, message):
