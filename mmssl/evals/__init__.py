@@ -1,0 +1,1 @@
+"""Judging embeddings: retrieval, nearest neighbours, linear probes, chance."""

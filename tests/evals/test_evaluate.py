@@ -1,0 +1,117 @@
+"""The whole evaluation: what it finds, what it skips, what JSON it gives."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from mmssl.evals.embeddings import Embeddings, normalised
+from mmssl.evals.evaluate import Arm, evaluate, table_rows
+
+COLUMNS = {
+    "digit": lambda y: np.array([f"d{i}" for i in y]),
+    "constant": lambda y: np.full(len(y), "same"),
+    "own": lambda y: np.array([f"id{i}" for i in range(len(y))]),
+    "absent": lambda y: np.full(len(y), ""),
+    "partly": lambda y: np.array([f"d{i}" if i else "" for i in y]),
+}
+
+
+def split(seed, n, *, signal, unseen=False):
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 4, n)
+    content = np.eye(4)[y] * 2 + np.random.default_rng(seed).standard_normal((n, 4))
+
+    def view():
+        noise = rng.standard_normal((n, 4)) * (0.1 if signal else 50)
+        return normalised(content + noise).astype(np.float32)
+
+    video, audio = view(), view()
+    labels = {name: make(y) for name, make in COLUMNS.items()}
+    if unseen:
+        labels["digit"][:5] = "new"
+    present = np.ones(n, bool)
+    present[-3:] = False
+    return Embeddings(
+        ids=tuple(f"{seed}-{i}" for i in range(n)),
+        present={"video": present, "audio": np.ones(n, bool)},
+        pooled={"video": video * present[:, None], "audio": audio},
+        spaces={"va": {"video": video * present[:, None], "audio": audio}},
+        labels=labels,
+        texts=(frozenset(),) * n,
+    )
+
+
+def arm(signal):
+    return Arm(
+        train=split(1, 80, signal=signal),
+        test=split(2, 40, signal=signal, unseen=True),
+    )
+
+
+@pytest.fixture(scope="module")
+def result():
+    return evaluate(arm(True), arm(False))
+
+
+def test_retrieval_beside_random_and_chance(result):
+    assert set(result["retrieval"]) == {"video->audio", "audio->video"}
+    for cell in result["retrieval"].values():
+        assert cell["n"] == 37
+        assert cell["trained"]["R@10"] > 0.8 > cell["random"]["R@10"]
+        assert cell["chance"]["R@10"] == pytest.approx(10 / 37)
+
+
+@pytest.mark.parametrize("section", ["probe", "knn"])
+def test_classifiers(result, section):
+    test = arm(True).test
+    for m, n in (("video", 37), ("audio", 40)):
+        columns = result[section][m]
+        cell = columns["digit"]
+        assert cell["n"] == n
+        # Five test clips of a class never seen are all wrong.
+        assert cell["unseen"] == 5
+        assert cell["random"]["accuracy"] < cell["trained"]["accuracy"] <= (n - 5) / n
+        _, counts = np.unique(test.labels["digit"][:n], return_counts=True)
+        assert cell["chance"]["accuracy"] == pytest.approx(counts.max() / n)
+        assert columns["partly"]["n"] == (test.labels["partly"][:n] != "").sum()
+        assert "1 class" in columns["constant"]["skipped"]
+        assert "class of its own" in columns["own"]["skipped"]
+        assert "no test clip" in columns["absent"]["skipped"]
+
+
+def test_no_shared_class_is_skipped():
+    one = arm(True)
+    labels = {"digit": np.full(len(one.test.ids), "other")}
+    test = dataclasses.replace(one.test, labels=labels)
+    changed = Arm(one.train, test)
+    cell = evaluate(changed, changed)["probe"]["audio"]["digit"]
+    assert "no class of the test split" in cell["skipped"]
+
+
+def test_json_and_rows(result):
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    rows = table_rows(result)
+    assert [r.section for r in rows] == sorted(
+        (r.section for r in rows), key=["retrieval", "probe", "knn"].index
+    )
+    assert len([r for r in rows if r.section == "retrieval"]) == 10
+    assert {r.case for r in rows if r.section == "knn"} == {
+        f"{m} {c}" for m in ("video", "audio") for c in ("digit", "partly")
+    }
+    row = next(r for r in rows if r.case == "video digit" and r.section == "probe")
+    cell = result["probe"]["video"]["digit"]
+    assert (row.metric, row.trained, row.random, row.chance, row.n) == (
+        "accuracy",
+        cell["trained"]["accuracy"],
+        cell["random"]["accuracy"],
+        cell["chance"]["accuracy"],
+        37,
+    )
+
+
+def test_arms_of_different_clips_are_refused():
+    one = arm(True)
+    with pytest.raises(ValueError, match="clips of 'test'"):
+        evaluate(one, Arm(one.train, one.train))
