@@ -1,0 +1,256 @@
+"""The stream of batches: order by Grain, decoding in the view's pool.
+
+Row j of the global batch at step s is a pure function of (seed, s, j): neither threads,
+decode workers, nor the number of processes change it. So a position is one integer.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from mmssl.data.records import Record
+from mmssl.data.views import Example, View
+from mmssl.errors import UserError
+from mmssl.types import RawBatch
+
+# Before so many samples a fault share says little.
+_MIN_SEEN = 200
+
+
+class Source(Protocol):
+    """Random access to records, as `sources.open_dataset` gives."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Record: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class HostBatch:
+    """One process's rows of one global batch, as NumPy arrays.
+
+    Attributes:
+      raw: media [b, ...]; rows without media are zeros with present False.
+      info: per row id, labels, start, window, faults, texts; shorter than b where the
+        last batch of an evaluation is padded.
+    """
+
+    raw: RawBatch
+    info: list[dict[str, Any]]
+
+
+def collate(examples: Sequence[Example]) -> HostBatch:
+    """Stacks examples; those without info are padding and must come last."""
+    names = sorted(examples[0]["present"])
+    # RawBatch is typed for the device; on the host the same leaves are NumPy arrays.
+    media: Any = {name: np.stack([e[name] for e in examples]) for name in names}
+    present: Any = {
+        name: np.array([e["present"][name] for e in examples]) for name in names
+    }
+    ids: Any = np.array([e["example_id"] for e in examples], np.uint32)
+    raw = RawBatch(media=media, present=present, example_id=ids)
+    return HostBatch(raw, [e["info"] for e in examples if e["info"] is not None])
+
+
+class _Examples:
+    """Position in this process's stream -> example: what Grain's threads call.
+
+    Position i is row i % local of the process's part of batch i // local, and the
+    parts are contiguous in the global batch, so that they concatenate to it.
+    """
+
+    def __init__(
+        self, pipeline: "Pipeline", order: Any, total: int | None, first: int
+    ) -> None:
+        self._pipeline = pipeline
+        self._order = order
+        self._total = total
+        self._first = first
+
+    def __len__(self) -> int:
+        p = self._pipeline
+        if self._total is None:
+            return len(self._order) // p.batch * p.local - self._first
+        return -(-self._total // p.batch) * p.local - self._first
+
+    def __getitem__(self, index: int) -> Example:
+        p = self._pipeline
+        step, row = divmod(int(index) + self._first, p.local)
+        position = step * p.batch + p.shard[0] * p.local + row
+        if p.train:
+            rng = np.random.default_rng([p.seed, position])
+            return p.view(self._order[position], rng)
+        if self._total is not None and position >= self._total:
+            return p.view.empty()
+        record, window = divmod(position, p.view.windows)
+        return p.view(self._order[record], window=window)
+
+    def __repr__(self) -> str:
+        return "_Examples"
+
+
+class Pipeline:
+    """Batches for training (endless, shuffled) or evaluation (one pass, in order).
+
+    Args:
+      sources: (source, weight) pairs. Weights set the share of each source in training,
+        exactly over a window; evaluation reads the sources one after the other.
+      view: makes examples; it must have been made with the same `train`.
+      batch: global batch size, over all processes.
+      seed: of order, windows and augmentation.
+      train: endless and shuffled; each source is reshuffled every epoch.
+      threads: that wait for the decode pool; None: two more than it has workers.
+      prefetch: examples read ahead of the batch under way; None: one batch.
+      shard: (index of this process, number of processes).
+      max_fault_fraction: stop when a larger share of samples met a media fault.
+
+    Attributes:
+      faults: fault class to count, of the batches given so far.
+      seen: samples given so far by this process (padding excluded).
+
+    Raises:
+      ValueError: the batch does not divide over the processes.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[tuple[Source, float]],
+        view: View,
+        *,
+        batch: int,
+        seed: int,
+        train: bool,
+        threads: int | None = None,
+        prefetch: int | None = None,
+        shard: tuple[int, int] = (0, 1),
+        max_fault_fraction: float = 0.1,
+    ) -> None:
+        if not sources or any(weight <= 0 for _, weight in sources):
+            raise ValueError("sources: expected at least one, with positive weights")
+        if batch < 1 or batch % shard[1]:
+            raise ValueError(
+                f"global batch {batch} is not divisible by {shard[1]} processes; "
+                f"nearest valid: {max(1, round(batch / shard[1])) * shard[1]}"
+            )
+        if not 0 <= shard[0] < shard[1]:
+            raise ValueError(f"shard {shard}: expected (index, count), index < count")
+        if view.train != train:
+            raise ValueError(f"view.train is {view.train}, the pipeline's is {train}")
+        self.view = view
+        self.batch = batch
+        self.local = batch // shard[1]
+        self.seed = seed
+        self.train = train
+        self.shard = shard
+        self.faults: collections.Counter[str] = collections.Counter()
+        self.seen = 0
+        self._faulty = 0
+        self._max_fault_fraction = max_fault_fraction
+        self._threads = view.pool.workers + 2 if threads is None else threads
+        self._prefetch = self.local if prefetch is None else prefetch
+        self._step = 0
+        self._iterator: Iterator[HostBatch] | None = None
+        self._order = self._make_order(sources)
+        self._total = None if train else len(self._order) * view.windows
+
+    @property
+    def steps(self) -> int | None:
+        """Batches in one pass; None: endless."""
+        return None if self._total is None else -(-self._total // self.batch)
+
+    def _make_order(self, sources: Sequence[tuple[Source, float]]) -> Any:
+        """Grain's map from global position (evaluation: record number) to record."""
+        import grain
+        from absl import flags
+
+        # Grain reads absl flags, which only absl.app parses.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
+        readers: list[Any] = [source for source, _ in sources]
+        parts = [grain.MapDataset.source(reader) for reader in readers]
+        if not self.train:
+            return grain.MapDataset.concatenate(parts) if len(parts) > 1 else parts[0]
+        seeds = np.random.SeedSequence(self.seed).generate_state(len(parts))
+        parts = [
+            part.seed(int(seed)).shuffle().repeat(None)
+            for part, seed in zip(parts, seeds, strict=True)
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        return grain.MapDataset.mix(parts, [weight for _, weight in sources])
+
+    def _open(self) -> Iterator[HostBatch]:
+        import grain
+
+        first = self._step * self.local
+        examples = _Examples(self, self._order, self._total, first)
+        options = grain.ReadOptions(
+            num_threads=self._threads, prefetch_buffer_size=self._prefetch
+        )
+        stream = grain.MapDataset.source(examples).to_iter_dataset(options)
+        return iter(stream.batch(self.local, batch_fn=collate))
+
+    def __iter__(self) -> "Pipeline":
+        """Training goes on where it is; evaluation starts over."""
+        if not self.train:
+            self._step = 0
+            self.close()
+        return self
+
+    def __next__(self) -> HostBatch:
+        """The next batch.
+
+        Raises:
+          UserError: too many samples met a media fault.
+        """
+        if self._iterator is None:
+            self._iterator = self._open()
+        found = next(self._iterator)
+        self._step += 1
+        self._count(found)
+        return found
+
+    def _count(self, found: HostBatch) -> None:
+        self.seen += len(found.info)
+        for info in found.info:
+            self.faults.update(info["faults"])
+            self._faulty += bool(info["faults"])
+        share = self._faulty / max(self.seen, 1)
+        if self.seen >= _MIN_SEEN and share > self._max_fault_fraction:
+            raise UserError(
+                f"{self._faulty} of {self.seen} samples ({share:.0%}) met a media "
+                f"fault, more than data.max_fault_fraction="
+                f"{self._max_fault_fraction:g}: {dict(self.faults)}; look for the "
+                "cause with `mmssl data validate`, or raise the limit"
+            )
+
+    def get_state(self) -> dict[str, Any]:
+        """The position: JSON-able, and the same in every process."""
+        return {"step": self._step, "seed": self.seed, "batch": self.batch}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continues from a position, on any number of processes.
+
+        Raises:
+          UserError: the state belongs to another seed or global batch.
+        """
+        for key, mine in (("seed", self.seed), ("batch", self.batch)):
+            if state[key] != mine:
+                raise UserError(
+                    f"the saved data position was made with {key}={state[key]}, this "
+                    f"run has {key}={mine}: the order would differ; set {key} back, or "
+                    "start a new workdir"
+                )
+        self._step = int(state["step"])
+        self.close()
+
+    def close(self) -> None:
+        """Drops what was read ahead; iteration goes on from the same position."""
+        if self._iterator is not None:
+            close = getattr(self._iterator, "close", None)
+            if close is not None:
+                close()
+            self._iterator = None
