@@ -76,6 +76,9 @@ def test_classifiers(result, section):
         _, counts = np.unique(test.labels["digit"][:n], return_counts=True)
         assert cell["chance"]["accuracy"] == pytest.approx(counts.max() / n)
         assert columns["partly"]["n"] == (test.labels["partly"][:n] != "").sum()
+        learned = arm(True).train.labels["partly"][: 77 if m == "video" else 80]
+        assert columns["partly"]["n_train"] == (learned != "").sum()
+        assert columns["partly"]["classes"] == 3
         assert "1 class" in columns["constant"]["skipped"]
         assert "class of its own" in columns["own"]["skipped"]
         assert "no test clip" in columns["absent"]["skipped"]
