@@ -161,19 +161,19 @@ def _answer(place: int, answer: Answer, modality: str) -> Markup:
 def query_block(query: Query) -> Markup:
     """A query, its best five answers, and where the right one came."""
     source, target = _ends(query["direction"])
-    rank = query["rank"]
+    asked, rank = query["query"], query["rank"]
     shown = query["results"][:5]
     verdict = "found first" if rank == 1 else f"right one at rank {rank:,}"
     return tag(
         "article",
         tag(
             "header",
-            tag("p", "query: ", source, class_="ends"),
+            tag("p", f"query: {source} of ", tag("code", asked["id"]), class_="ends"),
             tag("p", verdict, class_="verdict " + ("hit" if rank == 1 else "miss")),
         ),
         tag(
             "div",
-            tag("div", _view(query["query"], source, count=2), class_="asked"),
+            tag("div", _view(asked, source, count=2), class_=f"asked by-{source}"),
             tag("ol", [_answer(i + 1, a, target) for i, a in enumerate(shown)]),
             class_="row",
         ),

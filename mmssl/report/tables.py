@@ -22,6 +22,7 @@ _ARM_WORDS = {
     "untrained": "random",
     "chance": "chance",
 }
+_GROUPS = ("retrieval", "probe", "knn")
 _COUNTS = ("median_rank", "mean_rank", "medr", "rank", "candidates", "queries")
 
 
@@ -79,6 +80,8 @@ def results(evaluation: Mapping[str, Any]) -> tuple[list[Result], dict[str, Any]
 
 
 def _split(key: tuple[str, ...]) -> tuple[str, str, str]:
+    at = next((i for i, part in enumerate(key) if part in _GROUPS), 0)
+    key = key[at:]
     if len(key) == 0:
         return "results", "", "value"
     if len(key) == 1:
@@ -126,6 +129,15 @@ def _cell(result: Result | None) -> Markup:
 def result_table(rows: Sequence[Result], *, caption: str) -> Markup:
     """One group of results: a row per case, a column per metric."""
     metrics = list(dict.fromkeys(r.metric for r in rows))
+    if len(metrics) == 1 and all(" / " in r.row for r in rows):
+        # modality / label column under one metric: a column per modality instead.
+        caption = f"{caption}: {metrics[0]}"
+        split = [r.row.split(" / ", 1) for r in rows]
+        rows = [
+            dataclasses.replace(r, row=column, metric=modality)
+            for r, (modality, column) in zip(rows, split, strict=True)
+        ]
+        metrics = list(dict.fromkeys(r.metric for r in rows))
     cases = list(dict.fromkeys(r.row for r in rows))
     cells = {(r.row, r.metric): r for r in rows}
     head = tag("tr", tag("th", ""), [tag("th", title(m), scope="col") for m in metrics])

@@ -1,0 +1,1 @@
+"""Hand-over: a trained encoder as safetensors, and back."""

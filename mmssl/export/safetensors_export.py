@@ -1,0 +1,211 @@
+"""`export`: trained parameters to a folder that needs nothing else, or to nothing."""
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+
+import mmssl
+from mmssl.errors import UserError
+from mmssl.export import card, encoder, forward, manifest, weights
+
+_PREPROCESSING = ("seconds", "video", "audio", "text")
+
+
+def export(
+    *,
+    params: Any,
+    heads: Mapping[str, tuple[Any, Any]],
+    model_kwargs: Mapping[str, Any],
+    heads_kwargs: Mapping[str, Mapping[str, Any]],
+    data_kwargs: Mapping[str, Any],
+    tokenizer_path: str | os.PathLike[str] | None,
+    run_info: card.RunInfo,
+    out: str | os.PathLike[str],
+    dtype: str = "float32",
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Writes model.safetensors, config.json, the tokenizer, README.md and hashes.
+
+    The folder is written beside `out`, read back through the same code as `mmssl.load`,
+    and renamed: it is there whole or not at all.
+
+    Args:
+      params: encoder parameters.
+      heads: objective name -> (head parameters, head state).
+      model_kwargs: of `models.build_model`, as JSON.
+      heads_kwargs: objective name -> keyword arguments of `models.build_heads`.
+      data_kwargs: the preprocessing: `seconds`, and under `video`, `audio` and `text`
+        the keyword arguments of `data.views`; other keys are left out.
+      tokenizer_path: the tokenizer file; None for a model without text.
+      run_info: what the card tells.
+      out: the folder to write.
+      dtype: of the stored weights, "float32" or "bfloat16"; head statistics stay.
+      overwrite: replace an earlier export at `out`.
+
+    Returns:
+      The manifest.
+
+    Raises:
+      UserError: `out` exists and is not empty (unless an export to overwrite), values
+        that are not finite, no tokenizer for a text model, weights that do not fit the
+        keyword arguments, or a disk that fails.
+      ValueError: heads and heads_kwargs that differ in names, or data of another
+        geometry than the model's.
+    """
+    if heads.keys() != heads_kwargs.keys():
+        raise ValueError(
+            f"heads are of {sorted(heads)}, heads_kwargs of {sorted(heads_kwargs)}"
+        )
+    _check_geometry(model_kwargs, data_kwargs)
+    target = pathlib.Path(out)
+    _check_target(target, overwrite)
+    tokenizer = _tokenizer(model_kwargs, tokenizer_path)
+    tree = {
+        "model": params,
+        "heads": {n: {"params": p, "state": s} for n, (p, s) in heads.items()},
+    }
+    arrays = weights.flatten(tree, dtype=dtype)
+    versions = {
+        "mmssl": mmssl.__version__,
+        "jax": jax.__version__,
+        "flax": importlib.metadata.version("flax"),
+    }
+    config = {
+        "format": manifest.FORMAT,
+        "format_version": manifest.FORMAT_VERSION,
+        "model": model_kwargs,
+        "heads": heads_kwargs,
+        "preprocessing": {k: v for k, v in data_kwargs.items() if k in _PREPROCESSING},
+        "tokenizer": None if tokenizer is None else f"tokenizer{tokenizer.suffix}",
+        "weights": dtype,
+    }
+    with _written(target, overwrite) as folder:
+        _write_json(folder / "config.json", config)
+        if tokenizer is not None:
+            shutil.copyfile(tokenizer, folder / f"tokenizer{tokenizer.suffix}")
+        weights.save(arrays, folder / "model.safetensors")
+        with encoder.from_folder(folder) as built:
+            outputs = built.fixed_outputs()
+            config = {**built.config, "spaces": built.spaces}
+            _write_json(folder / "config.json", config)
+            text = card.write_card(
+                run_info,
+                config=config,
+                spaces=built.spaces,
+                default_spaces=built.default_spaces,
+                parameters=sum(int(x.size) for x in arrays.values()),
+                versions=versions,
+            )
+        weights.save(outputs, folder / "forward.safetensors")
+        (folder / "README.md").write_text(text, encoding="utf-8")
+        compute = str(model_kwargs.get("dtype", "float32"))
+        return manifest.seal(
+            folder,
+            {
+                "mmssl_version": mmssl.__version__,
+                "versions": ", ".join(f"{k} {v}" for k, v in versions.items()),
+                "tensors": weights.checksums(arrays),
+                "forward": {
+                    "outputs": {n: list(x.shape) for n, x in outputs.items()},
+                    "crc32": weights.checksums(outputs),
+                    "tolerance": forward.TOLERANCE[compute],
+                },
+            },
+        )
+
+
+def _write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def _check_geometry(model: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+    """What files are decoded to must be what the model reads."""
+    seconds = data.get("seconds")
+    if seconds is None:
+        raise ValueError(f"data_kwargs lacks seconds; it has {sorted(data)}")
+    expected, found = {}, {}
+    if model.get("video") is not None:
+        for key in ("frames", "size"):
+            expected[f"video.{key}"] = model["video"][key]
+            found[f"video.{key}"] = data["video"][key]
+    if model.get("audio") is not None:
+        rate = data["audio"]["rate"]
+        expected["audio.rate"], found["audio.rate"] = model["audio"]["rate"], rate
+        expected["audio samples"] = model["audio"]["samples"]
+        found["audio samples"] = round(seconds * rate)
+    for key, value in expected.items():
+        if json.dumps(value) != json.dumps(found[key]):
+            raise ValueError(
+                f"the model reads {key} {value}, data_kwargs decode {found[key]}"
+            )
+
+
+def _check_target(target: pathlib.Path, overwrite: bool) -> None:
+    if target.exists() and not target.is_dir():
+        raise UserError(f"export: {target} is a file; name a new folder")
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    ours = manifest.is_export(target)
+    if not ours:
+        raise UserError(
+            f"export: {target} is not empty and is no export; name a new folder"
+        )
+    if not overwrite:
+        raise UserError(
+            f"export: {target} holds an export already; name another folder, or pass "
+            "--overwrite to replace it"
+        )
+
+
+def _tokenizer(
+    model_kwargs: Mapping[str, Any], path: str | os.PathLike[str] | None
+) -> pathlib.Path | None:
+    if model_kwargs.get("text") is None:
+        return None
+    if not path or not pathlib.Path(path).is_file():
+        raise UserError(
+            f"export: the model reads text, and its tokenizer file {path or ''!r} does "
+            "not exist; set data.tokenizer to the file it was trained with"
+        )
+    return pathlib.Path(path)
+
+
+@contextlib.contextmanager
+def _written(target: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
+    """A new folder beside `target` that takes its name when the block succeeds."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = pathlib.Path(
+            tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-")
+        )
+    except OSError as error:
+        raise UserError(f"export: cannot write beside {target}: {error}") from error
+    try:
+        yield folder
+        folder.chmod(0o755)
+        for path in folder.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        _check_target(target, overwrite)
+        if target.is_dir() and any(target.iterdir()):
+            old = folder.with_name(folder.name + "-old")
+            target.rename(old)
+            folder.rename(target)
+            shutil.rmtree(old)
+        else:
+            folder.rename(target)
+    except OSError as error:
+        raise UserError(
+            f"export: writing {target} failed: {error}; nothing was left there. Free "
+            "some space or name another folder, then run the same command again"
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
