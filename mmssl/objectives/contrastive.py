@@ -5,7 +5,6 @@ MIL-NCE for video-text with several text candidates per clip.
 """
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from mmssl.errors import UserError, nearest
+from mmssl.objectives import pairs as pairs_lib
 from mmssl.types import Batch, Encoded, ObjectiveOutput, Params
 
 # Stands in for minus infinity: exp() of it is exactly 0 beside any real logit, and
@@ -205,15 +205,6 @@ def normalise(x: Float[Array, "*rows e"]) -> Float[Array, "*rows e"]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pair:
-    """One loss: two modalities compared in one space."""
-
-    name: str
-    modalities: tuple[str, str]
-    space: str
-
-
-@dataclasses.dataclass(frozen=True)
 class CrossModalContrast:
     """NCE between pairs of modalities in common spaces.
 
@@ -250,13 +241,15 @@ class CrossModalContrast:
             )
         self.terms()
 
-    def terms(self) -> tuple[Pair, ...]:
+    def terms(self) -> tuple[pairs_lib.Pair, ...]:
         """The pairs, checked against the heads, in the order of their names."""
         spaces = self.heads.spaces
         if self.pairs is None:
-            found = _default_pairs(spaces)
+            found = pairs_lib.default_pairs(spaces)
         else:
-            found = [_read_pair(name, entry) for name, entry in self.pairs.items()]
+            found = [
+                pairs_lib.read_pair(name, entry) for name, entry in self.pairs.items()
+            ]
         if not found:
             raise UserError("contrastive: no pairs of modalities to compare")
         for pair in found:
@@ -386,30 +379,3 @@ def _first_valid(vectors: jax.Array, mask: jax.Array) -> jax.Array:
         return vectors
     first = jnp.argmax(mask, axis=1)
     return jnp.take_along_axis(vectors, first[:, None, None], axis=1)[:, 0]
-
-
-def _default_pairs(spaces: Mapping[str, tuple[str, ...]]) -> list[Pair]:
-    found: dict[str, Pair] = {}
-    has_video = any("video" in members for members in spaces.values())
-    for space in sorted(spaces, key=lambda name: len(spaces[name])):
-        for one, other in itertools.combinations(spaces[space], 2):
-            name = one[0] + other[0]
-            if not has_video or "video" in (one, other):
-                found.setdefault(name, Pair(name, (one, other), space))
-    return list(found.values())
-
-
-def _read_pair(name: str, entry: Mapping[str, Any]) -> Pair:
-    unknown = sorted(set(entry) ^ {"modalities", "space"})
-    if unknown:
-        raise UserError(
-            f"contrastive: pair {name!r} must have exactly the keys 'modalities' and "
-            f"'space', got {sorted(entry)}"
-        )
-    modalities = tuple(entry["modalities"])
-    if len(modalities) != 2 or modalities[0] == modalities[1]:
-        raise UserError(
-            f"contrastive: pair {name!r} must name two different modalities, got "
-            f"{list(modalities)}"
-        )
-    return Pair(name, (modalities[0], modalities[1]), str(entry["space"]))
