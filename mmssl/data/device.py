@@ -4,7 +4,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -21,13 +21,13 @@ class DeviceBatch(NamedTuple):
       raw: arrays with the global batch as leading axis.
       info: of this process's rows.
       wait_seconds: how long the consumer waited for it.
-      state: the data position after it; None if the source has none.
+      state: the data position after it; empty if the source has none.
     """
 
     raw: RawBatch
     info: list[dict[str, Any]]
     wait_seconds: float
-    state: dict[str, Any] | None
+    state: dict[str, Any]
 
 
 class _End(NamedTuple):
@@ -56,7 +56,7 @@ def to_device(
     sharding: jax.sharding.Sharding,
     *,
     prefetch: int = 2,
-) -> Iterator[DeviceBatch]:
+) -> Generator[DeviceBatch, None, None]:
     """Moves batches in a background thread, `prefetch` of them ahead.
 
     Closing the generator, or leaving it to the garbage collector, ends the thread. An
@@ -82,7 +82,7 @@ def to_device(
         get_state = getattr(batches, "get_state", None)
         try:
             for found in batches:
-                state = None if get_state is None else get_state()
+                state = {} if get_state is None else get_state()
                 offer(DeviceBatch(put(found.raw, sharding), found.info, 0.0, state))
                 if stop.is_set():
                     return
