@@ -10,6 +10,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from mmssl.data import records
+from mmssl.errors import UserError
 
 Records = Callable[[], Iterable[records.Record]]
 
@@ -61,8 +62,19 @@ def write(
       root: an empty folder.
       label_columns: every record has exactly these labels.
       splits: name to a function that gives the split's records; none may be empty.
+
+    Raises:
+      UserError: one that a split raises.
     """
     tfds.disable_progress_bar()
     builder = MmsslClips(data_dir=str(root), label_columns=label_columns, splits=splits)
-    builder.download_and_prepare()
+    try:
+        builder.download_and_prepare()
+    except Exception as e:
+        link: BaseException | None = e
+        while link is not None:  # TFDS wraps what a split raises in a RuntimeError
+            if isinstance(link, UserError):
+                raise link from None
+            link = link.__cause__
+        raise
     return pathlib.Path(builder.data_dir)

@@ -16,8 +16,26 @@ _REASONS = {
     errno.EFBIG: "the file system or a limit refuses files of this size",
     errno.EACCES: "no permission to write there",
     errno.EPERM: "no permission to write there",
+    errno.ENOTDIR: "a part of the path is a file",
+    errno.EEXIST: "a part of the path is a file",
     errno.EROFS: "the file system is read-only",
 }
+
+
+def _reason(error: BaseException) -> str | None:
+    """Why a write failed, if the disk is to blame; looks into wrapped errors."""
+    link: BaseException | None = error
+    while link is not None:
+        for code, reason in _REASONS.items():
+            native = isinstance(
+                link, (RuntimeError, OSError)
+            )  # C++ writers raise these
+            if getattr(link, "errno", None) == code or (
+                native and os.strerror(code) in str(link)
+            ):
+                return reason
+        link = link.__cause__
+    return None
 
 
 def _check_target(out: pathlib.Path, overwrite: bool, marker: str) -> None:
@@ -91,11 +109,11 @@ def whole(
             if out.is_dir():
                 out.rename(old)
             new.rename(out)
-    except OSError as e:
-        if e.errno not in _REASONS:
+    except (OSError, RuntimeError) as e:
+        if (reason := _reason(e)) is None:
             raise
         free = free_bytes(out) / 2**20
         raise UserError(
-            f"{out}: could not be written: {_REASONS[e.errno]} ({free:.0f} MiB free "
-            "now); nothing half-written was left. Make room, or choose another folder"
+            f"{out}: could not be written: {reason} ({free:.0f} MiB free now); nothing "
+            "half-written was left. Make room, or choose another folder"
         ) from e

@@ -32,10 +32,10 @@ def check_splits(splits: Mapping[str, float]) -> None:
     """
     example = "for example train=0.9,test=0.1"
     for name, fraction in splits.items():
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name == "all":
             raise UserError(
-                f"split {name!r}: expected a name of small letters, digits and '_'; "
-                f"{example}"
+                f"split {name!r}: expected a name of small letters, digits and '_', "
+                f"other than 'all'; {example}"
             )
         if not 0 < fraction <= 1:
             raise UserError(

@@ -11,9 +11,9 @@ import pathlib
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
-from mmssl.data import records, text
+from mmssl.data import sources, text
 from mmssl.errors import UserError
 
 Kind = Literal["sentencepiece", "word"]
@@ -45,17 +45,9 @@ def dataset_texts(path: str | os.PathLike[str], *, split: str = "train") -> list
     Raises:
       UserError: no dataset there, or no such split in it.
     """
-    import tensorflow_datasets as tfds
-
-    splits = records.read_metadata(path)["splits"]
-    if not splits.get(split):
-        have = ", ".join(name for name, rows in splits.items() if rows)
-        raise UserError(f"{path}: no rows in split {split!r}; it has {have}")
-    builder: Any = tfds.builder_from_directory(path)
-    source = builder.as_data_source(split)
     texts = []
-    for i in range(len(source)):
-        record = records.from_example(source[i])
+    source = sources.open_dataset(path, split)
+    for record in (source[i] for i in range(len(source))):
         words = " ".join(word.word for word in record.words)
         texts += [s.text for s in record.segments] or ([words] if words else [])
     return texts
@@ -94,7 +86,7 @@ def _sentencepiece(texts: Iterable[str], vocab_size: int) -> tuple[bytes, int]:
     except (RuntimeError, OSError) as e:
         needed = re.search(r"required_chars\. \d+ vs (\d+)", str(e))
         raise UserError(
-            f"vocabulary size {vocab_size}: SentencePiece could not train on this text: "
+            f"vocabulary size {vocab_size}: SentencePiece cannot train on this text: "
             + (
                 f"its characters alone need {needed[1]}; ask for more than that"
                 if needed

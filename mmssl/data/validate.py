@@ -21,7 +21,7 @@ from mmssl.data.pool import DecodePool
 FAULTS = {
     "file_missing": "a file of the dataset is not there",
     "file_changed": "a file's SHA-256 or size is not the one at build",
-    "split_unreadable": "a split whose shards do not open; its rows were not checked",
+    "split_unreadable": "files of the split are damaged; its rows were not checked",
     "rows_missing": "a split has other than its stated number of rows",
     "record": "a record does not have this schema",
     "labels": "a record's label columns are not the dataset's",
@@ -93,8 +93,13 @@ def _records(
         for name in splits:
             faults.add("split_unreadable", name, f"TFDS cannot open the folder: {e}")
         return
+    damaged = faults.ids.get("file_missing", []) + faults.ids.get("file_changed", [])
     for name, rows in splits.items():
         if not rows:
+            continue
+        own = [f for f in damaged if f"-{name}.array_record" in f or f.endswith("json")]
+        if own:
+            faults.add("split_unreadable", name, f"damaged: {', '.join(own)}")
             continue
         try:
             source = builder.as_data_source(name)

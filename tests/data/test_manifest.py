@@ -164,6 +164,7 @@ def test_splits_depend_on_the_id_alone():
         ({"train": 0.9, "test": 0.2}, r"must sum to 1, found 1.1; for example train"),
         ({"train": 1.0, "test": 0.0}, r"split 'test': expected a fraction above 0"),
         ({"Train": 1.0}, r"split 'Train': expected a name of small letters"),
+        ({"all": 1.0}, r"other than 'all'"),
         ({}, r"must sum to 1, found 0"),
     ],
 )

@@ -1,0 +1,296 @@
+"""Build: what goes in comes out, faults are counted, and no half dataset stays."""
+
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from mmssl.data import build, folder, intake, manifest, records, sources, splits
+from mmssl.data.faults import MediaFault
+from mmssl.data.media import Probe
+from mmssl.errors import UserError
+
+# TFDS and protobuf 7 disagree about a deprecated method.
+pytestmark = pytest.mark.filterwarnings("ignore:label:DeprecationWarning")
+
+# Runs without mmssl, with a poisoned one on the path: TFDS alone reads our datasets.
+READER = """
+import hashlib, json, sys
+sys.modules["mmssl"] = None
+import tensorflow_datasets as tfds
+builder = tfds.builder_from_directory(sys.argv[1])
+rows = {}
+for split in builder.info.splits:
+    source = builder.as_data_source(split)
+    for i in range(len(source)):
+        row = source[i]
+        rows[row["id"].decode()] = [
+            split, hashlib.sha256(row["media"]).hexdigest(),
+            [t.decode() for t in row["segments"]["text"]],
+            row["labels"]["color"].decode(),
+        ]
+assert "tensorflow" not in sys.modules
+print(json.dumps(rows))
+"""
+
+
+class NoDecode:
+    """A pool that vouches for everything, where decoding is not the matter."""
+
+    workers = 2
+
+    def probe(self, src, *, full):
+        assert full
+        return Probe(duration=2.0, video={"frames": 1}, audio=None)
+
+
+def make(tmp_path, rows=3, **kwargs):
+    for i in range(rows):
+        (tmp_path / f"{i}.mp4").write_bytes(b"media %d" % i)
+    out = tmp_path / "out" / "ds"
+    kwargs = {"folder": tmp_path, "out": out, "pool": NoDecode()} | kwargs
+    return out, build.build(**kwargs)
+
+
+def nothing_left(out):
+    return not out.exists() and not any(out.parent.glob(".*"))
+
+
+def test_plain_tfds_reads_it_without_mmssl(mixed_dataset, mixed_manifest):
+    out, report = mixed_dataset
+    run = subprocess.run(
+        [sys.executable, "-c", READER, str(out)], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    got = json.loads(run.stdout)
+    source = {row.id: row for row in manifest.read_manifest(mixed_manifest).rows}
+    assert set(got) == set(source) - {"gone", "garbage", "empty", "cut", "folder"}
+    assert len(got) == report.used
+    for id, (split, digest, texts, color) in got.items():
+        row = source[id]
+        media = row.path.read_bytes() if row.path else b""
+        assert digest == hashlib.sha256(media).hexdigest()
+        assert split == splits.split_of(id, {"train": 0.7, "test": 0.3})
+        assert texts == [segment.text for segment in row.segments]
+        assert color == row.labels.get("color", "")
+
+
+def test_report(mixed_dataset):
+    out, report = mixed_dataset
+    stored = json.loads((out / "build_report.json").read_text())
+    assert stored == dataclasses.asdict(report)
+    assert (report.rows, report.used) == (18, 13)
+    assert report.used + sum(report.faults.values()) == report.rows
+    by_file = {f: name for name, files in report.files.items() for f in files}
+    assert by_file.pop("media/cut.mp4") in ("unreadable", "corrupt", "no_frames")
+    assert by_file == {
+        "media/gone.mp4": "missing",
+        "media": "missing",
+        "media/garbage.mp4": "unreadable",
+        "media/empty.mp4": "empty",
+    }
+    assert "No such file" in report.details["media/gone.mp4"][0]
+    assert report.modalities == {"video": 12, "audio": 11, "text": 12}
+    assert sum(report.splits.values()) == 13
+    assert report.duration_seconds == pytest.approx(12 * 2.4, rel=0.05)
+    assert sum(report.labels["shape"].values()) == 12
+    assert report.partial == {}
+
+
+def test_records_carry_probe_and_swap(mixed_dataset):
+    out, _ = mixed_dataset
+    source = sources.open_dataset(out, "train")
+    for record in (source[i] for i in range(len(source))):
+        if record.media:
+            assert record.meta["probe"]["video"]["frames"] == 30
+            assert record.meta["swapped"] in ("", "text", "audio")
+        assert set(record.labels) == {"color", "motion", "shape"}
+
+
+def test_metadata_hashes_every_file(mixed_dataset):
+    out, report = mixed_dataset
+    metadata = records.read_metadata(out)
+    assert metadata["splits"] == report.splits
+    names = {path.name for path in out.iterdir()}
+    assert names == {*metadata["files"], "mmssl.json", "build_report.json"}
+    for name, facts in metadata["files"].items():
+        content = (out / name).read_bytes()
+        assert facts["sha256"] == hashlib.sha256(content).hexdigest()
+        assert facts["bytes"] == len(content)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_tiny_datasets_open(tmp_path, rows):
+    out, report = make(tmp_path, rows, splits={"one": 1.0})
+    assert report.splits == {"one": rows}
+    source = sources.open_dataset(out, "one")
+    got = {source[i].media for i in range(len(source))}
+    assert got == {b"media %d" % i for i in range(rows)}
+
+
+def test_a_split_without_rows_is_reported_and_not_written(tmp_path):
+    _, report = make(tmp_path, 1, splits={"a": 1e-7, "b": 1 - 1e-7})
+    assert report.splits == {"a": 0, "b": 1}
+
+
+def test_the_same_input_gives_the_same_files(tmp_path):
+    out, _ = make(tmp_path, 20)
+    other, _ = make(tmp_path, 20, out=tmp_path / "again" / "ds")
+    assert records.read_metadata(out) == records.read_metadata(other)
+
+
+def test_partial_faults_are_kept_apart(tmp_path):
+    class Half(NoDecode):
+        def probe(self, src, *, full):
+            if src == b"media 0":
+                raise MediaFault("crash", "signal 11")
+            return Probe(1.0, {"frames": 1}, None, {"audio": "corrupt"})
+
+    (tmp_path / "1.srt").write_text("--> nonsense")
+    _, report = make(tmp_path, 3, pool=Half())
+    assert (report.faults, report.files) == ({"crash": 1}, {"crash": ["0.mp4"]})
+    assert report.partial == {"audio_corrupt": 2, "caption": 1}
+    assert report.partial_files["caption"] == ["1.mp4"]
+    assert report.modalities == {"video": 2, "audio": 0, "text": 0}
+    assert report.used == 2
+
+
+def test_progress_counts_up_to_the_rows(tmp_path):
+    calls = []
+    make(tmp_path, 4, progress=lambda *args: calls.append(args))
+    assert calls[:4] == [(i + 1, 4, "decoding") for i in range(4)]
+    assert calls[4:] == [(i + 1, 4, "writing") for i in range(4)]
+
+
+def test_no_usable_row(tmp_path):
+    class Bad(NoDecode):
+        def probe(self, src, *, full):
+            raise MediaFault("unreadable", "moov atom not found")
+
+    with pytest.raises(UserError, match=r"none of its 3 rows.*3 unreadable.*0.mp4: un"):
+        make(tmp_path, 3, pool=Bad())
+    assert nothing_left(tmp_path / "out" / "ds")
+
+
+def test_a_file_that_changes_meanwhile(tmp_path):
+    def change(done, total, message):
+        if (done, message) == (3, "decoding"):
+            (tmp_path / "1.mp4").write_bytes(b"another")
+
+    with pytest.raises(UserError, match=r"1.mp4: changed while the dataset"):
+        make(tmp_path, 3, progress=change)
+    assert nothing_left(tmp_path / "out" / "ds")
+
+
+def test_pipes_and_huge_files_are_faults(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    monkeypatch.setattr(intake, "MAX_MEDIA_BYTES", 10)
+    path = tmp_path / "m.jsonl"
+    (tmp_path / "big.mp4").write_bytes(bytes(11))
+    rows = [{"media": "pipe.mp4"}, {"media": "big.mp4"}, {"id": "t", "text": "t"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, report = make(tmp_path, 0, folder=None, manifest=path)
+    assert report.files == {"missing": ["pipe.mp4"], "too_large": ["big.mp4"]}
+
+
+def test_existing_folders(tmp_path):
+    out, _ = make(tmp_path, 1)
+    before = (out / "mmssl.json").read_bytes()
+    with pytest.raises(UserError, match="already there and not empty; choose another"):
+        make(tmp_path, 2)
+    assert (out / "mmssl.json").read_bytes() == before
+    _, report = make(tmp_path, 2, overwrite=True)
+    assert report.used == 2
+    assert records.read_metadata(out)["splits"] == report.splits
+
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.tex").touch()
+    with pytest.raises(UserError, match=r"no mmssl.json, so mmssl did not write it"):
+        make(tmp_path, 1, out=foreign, overwrite=True)
+    assert (foreign / "thesis.tex").is_file()
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="expected a folder to write, found a file"):
+        make(tmp_path, 1, out=tmp_path / "file")
+    with pytest.raises(UserError, match="a part of the path is a file"):
+        make(tmp_path, 1, out=tmp_path / "file" / "ds")
+    (tmp_path / "empty").mkdir()
+    assert make(tmp_path, 1, out=tmp_path / "empty")[1].used > 0
+
+
+@pytest.mark.parametrize("when", ["opening shards", "in C++", "writing metadata"])
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, when):
+    def full(*args, **kwargs):
+        if when == "in C++":
+            raise RuntimeError("write() failed: No space left on device; writing ...")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if when != "writing metadata":
+        writer = "array_record.python.array_record_module.ArrayRecordWriter"
+        monkeypatch.setattr(writer, full)
+    else:
+        monkeypatch.setattr(pathlib.Path, "write_text", full)
+    with pytest.raises(UserError, match=r"the disk is full.*nothing half-written"):
+        make(tmp_path, 2)
+    assert nothing_left(tmp_path / "out" / "ds")
+
+
+def test_a_disk_with_too_little_room_is_refused_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder, "free_bytes", lambda path: 3)
+    with pytest.raises(UserError, match="the disk is too full: the dataset needs"):
+        make(tmp_path, 1)
+    assert nothing_left(tmp_path / "out" / "ds")
+
+
+def test_a_kill_leaves_nothing_whole_and_the_next_build_cleans_up(tmp_path):
+    out = tmp_path / "out" / "ds"
+    code = (
+        "import time, sys; from mmssl.data import folder\n"
+        "with folder.whole(sys.argv[1], marker='m') as new:\n"
+        "    (new / 'half').write_text('x'); print('ready', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(out)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        with (
+            pytest.raises(UserError, match="another process is writing it now"),
+            folder.whole(out, marker="m"),
+        ):
+            pass
+        process.kill()
+    assert not out.exists()
+    assert make(tmp_path, 1)[1].used == 1
+    assert not any(out.parent.glob(".*"))
+
+
+def test_an_old_folder_survives_a_kill_between_the_renames(tmp_path):
+    out = tmp_path / "ds"
+    old = tmp_path / ".ds.partial" / "old"
+    old.mkdir(parents=True)
+    (old / "m").write_text("precious")
+    with pytest.raises(UserError, match="already there"), folder.whole(out, marker="m"):
+        pass
+    assert (out / "m").read_text() == "precious"
+
+
+def test_interrupt_cleans_up(tmp_path):
+    with pytest.raises(KeyboardInterrupt), folder.whole(tmp_path / "x", marker="m"):
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_arguments(tmp_path):
+    with pytest.raises(ValueError, match="exactly one of manifest and folder"):
+        build.build(out=tmp_path / "x")
+    with pytest.raises(UserError, match="must sum to 1"):
+        make(tmp_path, 1, splits={"train": 0.5})
+    assert not (tmp_path / "out").exists()

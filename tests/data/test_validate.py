@@ -1,0 +1,146 @@
+"""Validate finds what was broken on purpose, and names it."""
+
+import json
+import shutil
+
+import pytest
+
+from mmssl.data import build, records, validate
+from mmssl.errors import UserError
+
+pytestmark = pytest.mark.filterwarnings("ignore:label:DeprecationWarning")
+
+
+@pytest.fixture
+def dataset(mixed_dataset, tmp_path):
+    """A copy to break."""
+    return shutil.copytree(mixed_dataset[0], tmp_path / "ds")
+
+
+def written(tmp_path, rows):
+    """A dataset of these records, past the checks of a build."""
+    from mmssl.data import builder
+
+    out = builder.write(
+        tmp_path / "x", label_columns=("a",), splits={"train": lambda: rows}
+    )
+    metadata = {"schema_version": 1, "label_columns": ["a"]}
+    metadata |= {"splits": {"train": len(rows)}, "files": build.file_hashes(out)}
+    (out / records.METADATA_FILE).write_text(json.dumps(metadata))
+    return out
+
+
+def test_a_good_dataset(mixed_dataset):
+    out, report = mixed_dataset
+    calls = []
+    found = validate.validate(out, progress=lambda *args: calls.append(args))
+    assert found["ok"], found["details"]
+    assert found["rows"] == report.used == len(calls)
+    assert found["media_decoded"] == 12
+    assert found["splits"] == report.splits
+    assert found["faults"] == {}
+    assert found["warnings"] == {"empty_text": 1, "no_media": 1}
+    assert found["warning_ids"]["no_media"] == ["said"]
+
+
+@pytest.mark.parametrize(("media", "least", "most"), [(0, 0, 0), (4, 3, 6)])
+def test_a_sample_of_the_media(mixed_dataset, media, least, most):
+    found = validate.validate(mixed_dataset[0], media=media)
+    assert least <= found["media_decoded"] <= most
+    assert found["rows"] == 13
+
+
+def test_a_tokenizer_beside_the_shards_is_no_surprise(dataset):
+    (dataset / "tokenizer.model").touch()
+    (dataset / "notes.txt").touch()
+    found = validate.validate(dataset, media=0)
+    assert found["ok"]
+    assert found["warning_ids"]["unknown_file"] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.98])
+def test_a_flipped_byte_names_its_shard(dataset, share):
+    [shard] = dataset.glob("*-train.*")
+    content = bytearray(shard.read_bytes())
+    content[int(share * len(content))] ^= 0x10
+    shard.write_bytes(content)
+    found = validate.validate(dataset, media=0)
+    assert not found["ok"]
+    assert found["ids"]["file_changed"] == [shard.name]
+    assert found["ids"]["split_unreadable"] == ["train"]
+    assert found["rows"] == found["splits"]["test"]
+
+
+def test_a_truncated_and_a_missing_shard(dataset):
+    [train] = dataset.glob("*-train.*")
+    [test] = dataset.glob("*-test.*")
+    train.write_bytes(train.read_bytes()[:-1000])
+    test.unlink()
+    found = validate.validate(dataset, media=0)
+    assert found["ids"]["file_changed"] == [train.name]
+    assert found["ids"]["file_missing"] == [test.name]
+    assert found["ids"]["split_unreadable"] == ["train", "test"]
+    assert found["rows"] == 0
+    assert any(str(train.stat().st_size) in line for line in found["details"])
+
+
+def test_what_records_may_have_wrong(tmp_path):
+    nan = float("nan")
+    good = records.Record(
+        id="good",
+        labels={"a": ""},
+        segments=(records.Segment(nan, nan, "t"), records.Segment(1, 1, "t")),
+    )
+    rows = [
+        good,
+        records.Record(id="late", labels={"a": ""}, words=(records.Word(2, 1, "w"),)),
+        records.Record(
+            id="half", labels={"a": ""}, segments=(records.Segment(nan, 1, "t"),)
+        ),
+        records.Record(id="junk", labels={"a": ""}, media=b"no media at all"),
+        records.Record(id="junk2", labels={"a": ""}, media=b"no media at all"),
+    ]
+    found = validate.validate(written(tmp_path, rows))
+    assert sorted(found["ids"]["times"]) == ["half", "late"]
+    assert sorted(found["ids"]["media"]) == ["junk", "junk2"]
+    assert found["faults"] == {"times": 2, "media": 2}
+    assert found["warnings"]["duplicate_media"] == 1
+    assert any("unreadable" in line for line in found["details"])
+
+
+def test_an_id_twice_and_lost_labels(tmp_path, monkeypatch):
+    rows = [records.Record(id=id, labels={"a": "x"}) for id in "ab"]
+    out = written(tmp_path, rows)
+    real = records.from_example
+    monkeypatch.setattr(
+        records, "from_example", lambda e: real(e | {"id": b"a", "labels": {}})
+    )
+    found = validate.validate(out)
+    assert found["ids"]["duplicate_id"] == ["a"]
+    assert found["faults"]["labels"] == 2
+
+
+def test_lost_rows_and_unparsable_records(dataset, monkeypatch):
+    metadata = json.loads((dataset / "mmssl.json").read_text())
+    metadata["splits"]["train"] += 1
+    (dataset / "mmssl.json").write_text(json.dumps(metadata))
+    real = records.from_example
+
+    def parse(example):
+        if example["id"] == b"said":
+            raise KeyError("segments")
+        return real(example)
+
+    monkeypatch.setattr(records, "from_example", parse)
+    found = validate.validate(dataset, media=0)
+    assert found["ids"]["rows_missing"] == ["train"]
+    assert found["faults"]["record"] == 1
+    assert found["rows"] == 12
+
+
+def test_not_a_dataset(tmp_path):
+    with pytest.raises(UserError, match="not a dataset of mmssl"):
+        validate.validate(tmp_path)
+    (tmp_path / "mmssl.json").write_text('{"schema_version": 0}')
+    with pytest.raises(UserError, match="schema version 0, expected 1"):
+        validate.validate(tmp_path)
