@@ -110,7 +110,7 @@ def opened(src: bytes | str | os.PathLike[str], limits: Limits) -> Iterator[Stre
             yield _select(container, limits)
 
 
-def _metadata(av: Any) -> dict[str, str]:
+def _metadata(av: Any) -> dict[str, Any]:
     """Tags in a wrong encoding are no reason to refuse media: av 18 must be told so."""
     return {"metadata_errors": "replace"} if int(av.__version__[:2]) < 19 else {}
 

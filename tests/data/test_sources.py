@@ -16,6 +16,9 @@ from mmssl.data.text import WordTokenizer
 from mmssl.data.views import View
 from mmssl.errors import UserError
 
+# TFDS reads protocol buffers by a method that newer releases of theirs deprecate.
+pytestmark = pytest.mark.filterwarnings("ignore:label:DeprecationWarning")
+
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory):
