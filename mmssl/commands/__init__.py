@@ -5,6 +5,7 @@ inside that function.
 """
 
 import argparse
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
