@@ -1,6 +1,5 @@
 // Reads values off the curves and plays the clips' sound; the page works without it.
 "use strict";
-const SVG = "http://www.w3.org/2000/svg";
 
 for (const svg of document.querySelectorAll("svg.chart")) {
   const series = JSON.parse(svg.dataset.points);
@@ -10,7 +9,7 @@ for (const svg of document.querySelectorAll("svg.chart")) {
   tip.className = "tip";
   tip.hidden = true;
   figure.append(tip);
-  const cursor = document.createElementNS(SVG, "line");
+  const cursor = document.createElementNS(svg.namespaceURI, "line");
   cursor.setAttribute("class", "cursor");
   cursor.setAttribute("y1", 12);
   cursor.setAttribute("y2", box.height - 24);
