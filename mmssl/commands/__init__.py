@@ -99,9 +99,10 @@ def table(rows: Sequence[Sequence[Any]], *, header: Sequence[str] = ()) -> str:
     if not cells:
         return ""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    body = cells[1:] if header else cells
     numeric = [
-        all(isinstance(row[i], (int, float)) for row in rows)
-        for i in range(len(widths))
+        all(re.fullmatch(r"-?[\d.,]+(e[+-]?\d+)?%?|-|nan", cell) for cell in column)
+        for column in zip(*body, strict=True)
     ]
     lines = [
         "  ".join(

@@ -1,10 +1,7 @@
 """`mmssl train`."""
 
 import argparse
-import contextlib
-import pathlib
-from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 from mmssl import commands
 
@@ -47,87 +44,12 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 def train(arguments: argparse.Namespace) -> int:
     from mmssl import config as config_lib
-    from mmssl import experiment as experiment_lib
-    from mmssl.commands import running
-    from mmssl.train import loop, metrics, preemption, progress
+    from mmssl import runs
+    from mmssl.train import preemption
 
     config = config_lib.load(arguments.config, arguments.overrides)
-    workdir = pathlib.Path(arguments.workdir)
-    stored = workdir / "config.json"
-    if stored.is_file():
-        old = running.stored_config(stored)
-        config_lib.check_same_run(old, config, str(workdir))
-    experiment = experiment_lib.Experiment(config)
-    log = dict(config["log"])
-    tensorboard = log.pop("tensorboard", False)
-    with contextlib.ExitStack() as stack:
-        # All that a config can get wrong comes before the workdir exists.
-        pool = stack.enter_context(running.decode_pool(experiment))
-        data = running.training_data(experiment, pool)
-        stack.callback(data.close)
-        like = experiment.abstract_state()
-        facts = running.data_facts(experiment.datasets)
-
-        workdir.mkdir(parents=True, exist_ok=True)
-        running.write_json(stored, config)
-        writers = metrics.Writers(
-            [metrics.JsonlWriter(workdir / "metrics.jsonl")]
-            + (
-                [metrics.TensorBoardWriter(workdir / "tensorboard")]
-                if tensorboard
-                else []
-            )
-        )
-        stack.callback(writers.close)
-        events = metrics.EventLog(workdir / "events.jsonl")
-        stack.callback(events.close)
-        view = progress.TrainProgress()
-        saved = stack.enter_context(running.checkpointer(experiment, workdir))
-
-        def write_facts() -> None:
-            met = {"seen": data.seen, "faults": dict(data.faults)}
-            said = {"hardware": hardware(), "datasets": facts, "training": met}
-            running.write_json(workdir / "data.json", said)
-
-        write_facts()
-        state = loop.resume(
-            like,
-            data,
-            checkpointer=saved,
-            writers=writers,
-            events=events,
-            progress=view,
-        )
-        if state is None:
-            state = experiment.init_state()
-        # A training pipeline always has a position.
-        batches = cast(Iterator[loop.DeviceBatch], running.on_devices(data, experiment))
-        _, summary = loop.train(
-            state,
-            experiment.step,
-            batches,
-            steps=config["steps"],
-            checkpointer=saved,
-            writers=writers,
-            events=events,
-            progress=view,
-            dump_dir=workdir / "nonfinite",
-            log_every=log["every"],
-            max_nonfinite=log["max_nonfinite"],
-        )
-        write_facts()
-    view.console.print(progress.closing_table(summary, faults=data.faults))
+    summary = runs.train(config, arguments.workdir)
     if summary.interrupted:
         return preemption.REQUEUE_EXIT_CODE
     print(f"next: mmssl eval --workdir {arguments.workdir}")
     return 0
-
-
-def hardware() -> str:
-    """The devices, in words."""
-    import jax
-
-    from mmssl import doctor
-
-    kind, count = jax.devices()[0].device_kind, jax.device_count()
-    return f"{count} x {kind}, {doctor.cores()} CPU cores"
