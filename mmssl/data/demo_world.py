@@ -7,6 +7,7 @@ it in varying words. Pure NumPy; a scene is a function of its generator alone.
 """
 
 import dataclasses
+import math
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
@@ -113,15 +114,15 @@ def _background(rng: np.random.Generator) -> Float[np.ndarray, "h w 3"]:
         u, v = rng.uniform(-1.5, 1.5, 2)
         wave = np.cos(2 * np.pi * (u * x + v * y + rng.random()))
         image += wave[..., None] * rng.uniform(-18, 18, 3)
-    return image + rng.normal(0, 5, image.shape)
+    return (image + rng.normal(0, 5, image.shape)).astype(np.float32)
 
 
 def render_video(
     content: Content, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "f h w 3"]:
     """Frames at `FPS`. Positions wrap around, so no place gives the motion away."""
-    time = (np.arange(FRAMES) / FPS)[:, None, None]
-    y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(float)
+    time = (np.arange(FRAMES, dtype=np.float32) / FPS)[:, None, None]
+    y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32)
     frames = np.repeat(_background(rng)[None], FRAMES, axis=0)
 
     def place(
@@ -134,18 +135,19 @@ def render_video(
         dx = (x - cx + WIDTH / 2) % WIDTH - WIDTH / 2
         dy = (y - cy + HEIGHT / 2) % HEIGHT - HEIGHT / 2
         dx, dy = (
-            dx * np.cos(angle) + dy * np.sin(angle),
-            dy * np.cos(angle) - dx * np.sin(angle),
+            dx * math.cos(angle) + dy * math.sin(angle),
+            dy * math.cos(angle) - dx * math.sin(angle),
         )
         beat = 0.4 * np.sin(2 * np.pi * (1.25 * time + rng.random()))
         size = radius * (1 + (beat if motion == "pulse" else 0 * time))
         paint = np.array(COLORS[color][0]) + rng.uniform(-22, 22, 3)
+        paint = paint.astype(np.float32)
         cover = (_coverage(shape, dx, dy, size) * shown)[..., None]
-        frames[:] = frames * (1 - cover) + paint * cover
+        frames[:] += (paint - frames) * cover
 
     if content.extra:
         start, end = content.interval
-        shown = ((time >= start) & (time < end)).astype(float)
+        shown = ((time >= start) & (time < end)).astype(np.float32)
         place(*content.extra, "still", rng.uniform(5, 6.5), shown)
     always = np.ones_like(time)
     radius = rng.uniform(10, 14)
