@@ -61,6 +61,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple, Any]]:
+    if isinstance(value, list) and value and all(isinstance(v, Mapping) for v in value):
+        value = {str(i): child for i, child in enumerate(value)}
     if isinstance(value, Mapping) and value:
         for key, child in value.items():
             yield from _leaves(child, (*path, str(key)))
@@ -84,7 +86,11 @@ def results_table(evaluation: Mapping[str, Any]) -> str:
 
 
 def _flat(value: Mapping[str, Any]) -> str:
-    rows = [(".".join(path), leaf) for path, leaf in _leaves(value)]
+    rows = []
+    for path, leaf in _leaves(value):
+        if path and path[-1] == "path":  # where it lay is nobody's business
+            leaf = str(leaf).rstrip("/").rsplit("/", 1)[-1]
+        rows.append((".".join(path), leaf))
     return _table(("", ""), rows) if rows else ABSENT + "."
 
 

@@ -26,13 +26,24 @@ def _section(anchor: str, title: str, sources: Sequence[str], *body: Any) -> Mar
     return tag("section", side, tag("div", body, class_="body"), id=anchor)
 
 
-def _dig(value: Mapping[str, Any], *names: str) -> Any:
-    """The first leaf whose last key is one of `names`, in the order of `names`."""
-    flat = [(path[-1], leaf) for path, leaf in tables.leaves(value) if path]
-    for name in names:
-        for key, leaf in flat:
-            if key == name and leaf not in (None, "", {}, []):
-                return leaf
+def _faults(run: Run) -> dict[str, int]:
+    """Fault class -> files, over all datasets."""
+    found: dict[str, int] = {}
+    for path, leaf in tables.leaves(run.data):
+        if "faults" in path[:-1] and isinstance(leaf, int):
+            found[path[-1]] = found.get(path[-1], 0) + leaf
+    return found
+
+
+def _faulty(run: Run) -> int:
+    return sum(_faults(run).values())
+
+
+def _first_path(config: Mapping[str, Any]) -> str | None:
+    """The first path under `data`, alone or in a mixture."""
+    for path, leaf in tables.leaves(config.get("data")):
+        if path and path[-1] == "path" and isinstance(leaf, str) and leaf:
+            return leaf
     return None
 
 
@@ -116,8 +127,8 @@ def _summary(run: Run) -> str:
         words.append(f"of a {backbone} backbone")
         if isinstance(size, str):
             words.append(f"({size})")
-    path = _dig({"data": run.config.get("data") or {}}, "path")
-    if isinstance(path, str):
+    path = _first_path(run.config)
+    if path is not None:
         words.append(f"on {path.rstrip('/').rsplit('/', 1)[-1]}")
     batch, seed = run.config.get("batch"), run.config.get("seed")
     if isinstance(batch, int):
@@ -149,9 +160,14 @@ def header(run: Run) -> Markup:
         )
         shown = tables.show(best.values["trained"], share=True)
         facts.append((where, shown, others))
-    clips = _dig(run.data, "used", "clips", "records", "examples")
-    if isinstance(clips, int):
-        facts.append(("Clips", f"{clips:,}", "used"))
+    used = [
+        leaf
+        for path, leaf in tables.leaves(run.data)
+        if path and path[-1] == "used" and isinstance(leaf, int)
+    ]
+    if used:
+        count = f"{_faulty(run):,} files with faults"
+        facts.append(("Clips", f"{sum(used):,}", count))
     seconds = spent(run)
     if seconds is not None:
         facts.append(("Time", duration(seconds), "logged by the run"))
@@ -182,7 +198,7 @@ def results(run: Run) -> Markup:
     if note:
         text = f"{note}; `mmssl eval --workdir …` writes it."
         return _section("results", "Results", sources, _gap(text))
-    found, rest = tables.results(run.eval)
+    found, rest = tables.results({k: v for k, v in run.eval.items() if k != "examples"})
     groups: dict[str, list[tables.Result]] = {}
     for result in found:
         groups.setdefault(result.group, []).append(result)
@@ -286,17 +302,13 @@ def data(run: Run) -> Markup:
     """Coverage, counts and faults."""
     note = run.missing("data.json")
     body: list[Markup] = [_gap(f"{note}.")] if note else []
-    faults = run.data.get("faults")
-    if isinstance(faults, Mapping):
-        rows = [(str(k), v) for k, v in faults.items()]
-        body.append(
-            tables.plain_table(("fault", "files"), rows)
-            if rows
-            else tag("p", "No media faults.")
-        )
-    rest = {k: v for k, v in run.data.items() if k != "faults" or not faults}
-    if rest:
-        body.append(tables.settings(rest))
+    faults = _faults(run)
+    if faults:
+        body.append(tables.plain_table(("fault", "files"), list(faults.items())))
+    elif run.data:
+        body.append(tag("p", "No media faults."))
+    if run.data:
+        body.append(tables.settings(run.data))
     return _section("data", "Data", ("data.json",), body)
 
 

@@ -44,7 +44,9 @@ class Result:
 
 
 def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterable[tuple[tuple, Any]]:
-    """(path, scalar or list) of every leaf of nested JSON objects."""
+    """(path, leaf) of nested JSON; lists of objects count as objects by index."""
+    if isinstance(value, list) and value and all(isinstance(v, Mapping) for v in value):
+        value = {str(i): child for i, child in enumerate(value)}
     if isinstance(value, Mapping) and value:
         for key, child in value.items():
             yield from leaves(child, (*path, str(key)))

@@ -74,6 +74,7 @@ def evaluation() -> dict:
         "retrieval": {"video->text": cell(**pair), "text->video": cell(**pair)},
         "probe": {m: {"color": cell(accuracy=0.7)} for m in ("audio", "video")},
         "split": "test",
+        "examples": [{"direction": "video->text", "query": "one", "rank": 3}],
     }
 
 
@@ -93,7 +94,8 @@ def workdir(tmp_path: pathlib.Path) -> pathlib.Path:
     folder = tmp_path / "run-7"
     folder.mkdir()
     config = {"seed": 7, "steps": 50, "batch": 8, "model": {"backbone": "shared"}}
-    data = {"used": 31, "faults": {"truncated": 2}, "coverage": {"audio": 0.9}}
+    datasets = [{"path": p, "used": 31, "faults": {"truncated": 2}} for p in "ab"]
+    data = {"datasets": datasets, "hardware": "1 x cpu"}
     events = [
         {"time": 1000.0, "event": "start", "step": 0},
         {"time": 1007.0, "event": "nonfinite", "step": 7, "in_a_row": 1},
@@ -122,7 +124,7 @@ def test_page_holds_everything_and_loads_nothing(workdir: pathlib.Path) -> None:
     assert path == workdir / "report.html"
     text = path.read_text()
     page = Page(text)
-    for part in ("run-7", "25.0%", "81.2%", "truncated", "right one at rank 3"):
+    for part in ("run-7", "25.0%", "81.2%", "62", "4 files", "1 x cpu", "rank 3"):
         assert part in page.text
     for part in ("text swapped on purpose", "no audio", "nonfinite", "resume"):
         assert part in page.text
