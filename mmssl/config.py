@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import json
 import pathlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -57,7 +58,12 @@ def load(spec: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     if module_spec is None or module_spec.loader is None:
         raise UserError(f"config file {name!r} is not a Python file (*.py)")
     module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
+    # A recipe may import its neighbours, as those in configs/ import common.py.
+    sys.path.insert(0, str(path.parent.resolve()))
+    try:
+        module_spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
     if not hasattr(module, "get_config"):
         raise UserError(f"config file {name!r} defines no get_config(arg)")
     try:
@@ -191,6 +197,11 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return items
 
 
+def may_change(key: str) -> bool:
+    """Whether a resumed run may set this dotted key anew."""
+    return any(key == k or key.startswith(f"{k}.") for k in MAY_CHANGE)
+
+
 def check_same_run(old: Mapping[str, Any], new: Mapping[str, Any], where: str) -> None:
     """Raises UserError where `new` would train something else than `old` did.
 
@@ -203,8 +214,7 @@ def check_same_run(old: Mapping[str, Any], new: Mapping[str, Any], where: str) -
     changed = [
         key
         for key in sorted(before | after)
-        if before.get(key) != after.get(key)
-        and not any(key == k or key.startswith(f"{k}.") for k in MAY_CHANGE)
+        if before.get(key) != after.get(key) and not may_change(key)
     ]
     if changed:
         shown = "\n".join(

@@ -21,7 +21,8 @@ def path_name(path: Sequence[Any]) -> str:
 def named_leaves(tree: Any) -> dict[str, Any]:
     """Flat `a/b/c` -> leaf, in tree order."""
     return {
-        path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        path_name(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
 
 

@@ -171,5 +171,5 @@ class Objective(Protocol):
     def project(
         self, head: Params, state: Any, pooled: Mapping[str, jax.Array]
     ) -> dict[str, dict[str, jax.Array]]:
-        """space -> modality -> [b, (n,) e], L2-normalised, with evaluation statistics."""
+        """space -> modality -> [b, (n,) e], normalised, by evaluation statistics."""
         ...

@@ -1,7 +1,9 @@
 """Retrieval between modalities: ranks, their summary, and chance in closed form."""
 
+import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -109,39 +111,104 @@ def relevance(texts: Sequence[frozenset[bytes]]) -> np.ndarray:
     return out
 
 
-def retrieval(embeddings: Embeddings) -> dict[str, dict]:
-    """Every ordered pair of modalities that share a space.
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """One ordered pair of modalities: queries and gallery are the same clips.
 
-    Queries and gallery are the clips that have both modalities. The right answer is the
-    same clip; where text takes part, a clip with an identical text (after tokenization)
-    is right too, so that duplicates do not punish. Right answers do not count against
-    each other.
-
-    Returns:
-      `video->audio` -> {"scores": `summarise`, "chance": `chance`, "n": clips,
-      "space": name}. Pairs without a clip that has both are left out.
+    Attributes:
+      name: `video->audio`.
+      space: where they are compared.
+      clips: [N] indices of the clips that have both modalities.
+      scores: [N, N] similarity of query and item.
+      relevant: [N, N] bool.
     """
-    out = {}
+
+    name: str
+    space: str
+    clips: np.ndarray
+    scores: np.ndarray
+    relevant: np.ndarray
+
+
+def pairs(embeddings: Embeddings) -> Iterator[Pair]:
+    """Every ordered pair of modalities that share a space and a clip.
+
+    The right answer is the same clip; where text takes part, a clip with an identical
+    text (after tokenization) is right too, so that duplicates do not punish. Right
+    answers do not count against each other.
+    """
     for one, other in itertools.permutations(sorted(embeddings.pooled), 2):
         space = space_of(embeddings.spaces, one, other)
         both = embeddings.rows(one) & embeddings.rows(other)
         if space is None or not both.any():
             continue
-        members = embeddings.spaces[space]
+        members, clips = embeddings.spaces[space], np.flatnonzero(both)
+        if "text" in (one, other):
+            relevant = relevance([embeddings.texts[i] for i in clips])
+        else:
+            relevant = np.eye(len(clips), dtype=bool)
         scores = similarity(
             members[one][both],
             embeddings.present[one][both],
             members[other][both],
             embeddings.present[other][both],
         )
-        if "text" in (one, other):
-            relevant = relevance([embeddings.texts[i] for i in np.flatnonzero(both)])
-        else:
-            relevant = np.eye(len(scores), dtype=bool)
-        out[f"{one}->{other}"] = {
-            "scores": summarise(ranks(scores, relevant)),
-            "chance": chance(relevant.sum(1), len(scores)),
-            "n": len(scores),
-            "space": space,
+        yield Pair(f"{one}->{other}", space, clips, scores, relevant)
+
+
+def retrieval(embeddings: Embeddings) -> dict[str, dict]:
+    """The scores of all `pairs`.
+
+    Returns:
+      `video->audio` -> {"scores": `summarise`, "chance": `chance`, "n": clips,
+      "space": name}. Pairs without a clip that has both are left out.
+    """
+    return {
+        pair.name: {
+            "scores": summarise(ranks(pair.scores, pair.relevant)),
+            "chance": chance(pair.relevant.sum(1), len(pair.clips)),
+            "n": len(pair.clips),
+            "space": pair.space,
         }
+        for pair in pairs(embeddings)
+    }
+
+
+def examples(
+    embeddings: Embeddings, *, queries: int = 4, results: int = 5
+) -> list[dict[str, Any]]:
+    """Ranked lists to look at: from the best query to the worst, evenly by rank.
+
+    Args:
+      embeddings: of the evaluated split.
+      queries: per ordered pair.
+      results: items listed per query.
+
+    Returns:
+      JSON-able {"direction", "query": clip id, "rank", "results": [{"id", "score",
+      "correct"}]}, best result first.
+    """
+    out = []
+    for pair in pairs(embeddings):
+        rank = ranks(pair.scores, pair.relevant)
+        by_rank = np.argsort(rank, kind="stable")
+        chosen = np.linspace(0, len(rank) - 1, min(queries, len(rank))).round()
+        for query in by_rank[chosen.astype(int)]:
+            best = np.argsort(-pair.scores[query], kind="stable")[:results]
+            found = [
+                {
+                    "id": embeddings.ids[pair.clips[item]],
+                    "score": float(pair.scores[query, item]),
+                    "correct": bool(pair.relevant[query, item]),
+                }
+                for item in best
+            ]
+            out.append(
+                {
+                    "direction": pair.name,
+                    "query": embeddings.ids[pair.clips[query]],
+                    "rank": int(rank[query]),
+                    "results": found,
+                }
+            )
     return out

@@ -61,3 +61,9 @@ def check_batch(batch: int, mesh: jax.sharding.Mesh) -> None:
             f"batch {batch} is not divisible by the mesh's {shards} data shards; "
             f"nearest valid: {lower or shards} or {lower + shards}"
         )
+
+
+def round_up(batch: int, mesh: jax.sharding.Mesh) -> int:
+    """The smallest batch of at least that size that divides over the data axis."""
+    shards = mesh.shape["data"]
+    return -(-batch // shards) * shards

@@ -11,7 +11,7 @@ import optax
 from mmssl import rng, trees
 from mmssl.gradients import Harmonizer, backward
 from mmssl.train.state import TrainState
-from mmssl.types import EncodeFn, Encoded, Metrics, Objective, PrepareFn, RawBatch
+from mmssl.types import Encoded, EncodeFn, Metrics, Objective, PrepareFn, RawBatch
 
 
 @jax.tree_util.register_dataclass

@@ -9,6 +9,8 @@ import pytest
 from mmssl.evals.embeddings import Embeddings, normalised
 from mmssl.evals.retrieval import (
     chance,
+    examples,
+    pairs,
     ranks,
     relevance,
     retrieval,
@@ -153,3 +155,19 @@ def test_random_embeddings_are_at_chance():
     for cell in found.values():
         assert cell["scores"]["mrr"] == pytest.approx(cell["chance"]["mrr"], abs=0.01)
         assert abs(cell["scores"]["median_rank"] - 250.5) < 40
+
+
+def test_examples_go_from_the_best_query_to_the_worst():
+    rng = np.random.default_rng(3)
+    found = embeddings(unit(rng, 20, 4), unit(rng, 20, 2, 4))
+    listed = [e for e in examples(found) if e["direction"] == "video->text"]
+    place = [e["rank"] for e in listed]
+    (pair,) = [p for p in pairs(found) if p.name == "video->text"]
+    everyone = ranks(pair.scores, pair.relevant)
+    assert place == sorted(place)
+    assert (place[0], place[-1]) == (everyone.min(), everyone.max())
+    for e in listed:
+        scores = [r["score"] for r in e["results"]]
+        assert scores == sorted(scores, reverse=True)
+        right = [k + 1 for k, r in enumerate(e["results"]) if r["correct"]]
+        assert right == ([e["rank"]] if e["rank"] <= 5 else [])

@@ -1,0 +1,85 @@
+"""Blocks that the recipes share. Every value is a keyword argument of a constructor."""
+
+from typing import Any
+
+import ml_collections
+
+
+def base() -> ml_collections.ConfigDict:
+    """All top-level keys. A recipe sets what differs; nothing is hidden elsewhere.
+
+    data -> data.views.View, model -> models.build_model (the data's geometry is added),
+    objectives.NAME -> objectives.OBJECTIVES[kind], harmonizer ->
+    gradients.WEIGHTINGS[weighting], optim -> optim.factory.make_optimizer,
+    data.limits -> data.faults.Limits.
+    """
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.steps = 1000
+    config.batch = 64
+    config.mesh = {"data": -1}
+    config.data = {
+        "path": "",  # a dataset's folder, or [{"path": ..., "weight": ...}, ...]
+        "split": "train",
+        "tokenizer": "",  # "" = the one beside the first dataset
+        "seconds": 3.2,
+        "threads": None,  # None = two more than workers
+        "workers": None,  # None = one decode process per CPU core
+        "limits": {},
+        "max_fault_fraction": 0.1,
+        "video": None,
+        "audio": None,
+        "text": None,
+    }
+    config.model = {}
+    config.objectives = {}
+    config.harmonizer = {"weighting": "sum"}
+    config.optim = {}
+    config.checkpoint = {"every": 1000, "keep": 3}
+    config.evals = {
+        "split": "test",
+        "train_split": "train",
+        "batch": 64,
+        "windows": 1,
+        "knn_k": 20,
+    }
+    config.log = {"every": 50, "tensorboard": True, "max_nonfinite": 10}
+    return config
+
+
+def vatt_data() -> dict[str, Any]:
+    """VATT's input: 32 frames at 10 fps and 224 px, 48 kHz, 5 texts of 16 words.
+
+    The augmentation defaults of `data.views` are the paper's (section B6 of VATT:
+    random crop, flip, colour jitter, audio noise).
+    """
+    return {
+        "seconds": 3.2,
+        "video": {"frames": 32, "size": (224, 224)},
+        "audio": {"rate": 48000},
+        "text": {"length": 16, "candidates": 5},
+    }
+
+
+def vatt_objective() -> dict[str, Any]:
+    """NCE for video-audio, MIL-NCE for video-text, in the official form and heads."""
+    return {
+        "kind": "contrastive",
+        "heads": {"kind": "official"},
+        "pairs": {
+            "va": {"modalities": ("video", "audio"), "space": "va"},
+            "vt": {"modalities": ("video", "text"), "space": "vt"},
+        },
+        "form": "official",
+        "temperature": 0.07,
+    }
+
+
+def vatt_optim() -> dict[str, Any]:
+    """The paper's: Adam, 10k steps of warm-up, quarter-period cosine 1e-4 -> 5e-5."""
+    return {
+        "name": "adam",
+        "peak_lr": 1e-4,
+        "schedule": "quarter_cosine",
+        "warmup": 10_000,
+    }

@@ -1,0 +1,239 @@
+"""A resolved config as the parts it names: the only place where they meet.
+
+Every part is built once, when first asked for, so that `mmssl check --no-data` opens no
+dataset and `mmssl eval` builds no optimizer it does not need.
+"""
+
+import functools
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from mmssl import config as config_lib
+from mmssl import gradients, models, objectives
+from mmssl.errors import UserError
+from mmssl.optim import factory
+from mmssl.parallel import mesh as mesh_lib
+from mmssl.train import state as state_lib
+from mmssl.train import step as step_lib
+from mmssl.types import Objective
+
+MODALITIES = ("video", "audio", "text")
+TOKENIZER_FILES = ("tokenizer.model", "tokenizer.txt")
+"""What `mmssl data tokenizer` leaves beside a dataset."""
+
+
+class Experiment:
+    """The parts of one run.
+
+    Args:
+      config: resolved; see `config.load`.
+
+    Raises:
+      UserError: from each part, when it is first asked for, naming the config's key.
+    """
+
+    def __init__(self, config: Mapping[str, Any]):
+        self.config = config
+
+    # -- data ------------------------------------------------------------------------
+
+    @functools.cached_property
+    def datasets(self) -> list[tuple[str, float]]:
+        """(folder, weight) of each dataset of the mixture."""
+        value = self.config["data"].get("path")
+        if not value:
+            raise UserError(
+                "config data.path is empty: give the folder of a dataset, "
+                "--config.data.path=DIR (`mmssl data build` makes one)"
+            )
+        if isinstance(value, str):
+            return [(value, 1.0)]
+        found = []
+        for i, entry in enumerate(value):
+            if isinstance(entry, str):
+                entry = {"path": entry}
+            found.append(config_lib.build(_weighted, f"data.path[{i}]", **entry))
+        return found
+
+    @functools.cached_property
+    def tokenizer_path(self) -> pathlib.Path | None:
+        """The tokenizer's file; None where the config has no text."""
+        if self.view_kwargs["text"] is None:
+            return None
+        named = self.config["data"].get("tokenizer")
+        folder = pathlib.Path(self.datasets[0][0])
+        tried = (
+            [pathlib.Path(named)] if named else [folder / f for f in TOKENIZER_FILES]
+        )
+        for path in tried:
+            if path.is_file():
+                return path
+        raise UserError(
+            f"no tokenizer at {' or '.join(map(str, tried))}: train one with "
+            f"`mmssl data tokenizer --data {folder}`, or set data.tokenizer"
+        )
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """The loaded tokenizer, or None without text."""
+        if self.tokenizer_path is None:
+            return None
+        from mmssl.data import text
+
+        return text.load_tokenizer(self.tokenizer_path)
+
+    @functools.cached_property
+    def view_kwargs(self) -> dict[str, Any]:
+        """`seconds` and the per-modality keyword arguments of `data.views.View`."""
+        data = self.config["data"]
+        kwargs = {m: _tuples(data.get(m)) for m in MODALITIES}
+        if not any(kwargs.values()):
+            raise UserError(f"config data: none of {', '.join(MODALITIES)} is set")
+        return {"seconds": data.get("seconds", 3.2), **kwargs}
+
+    # -- model and losses ------------------------------------------------------------
+
+    def model_kwargs(self, *, vocab: int | None = None) -> dict[str, Any]:
+        """`models.build_model`'s arguments: the config's, with the data's geometry.
+
+        Args:
+          vocab: ids of the tokenizer; None reads it from the tokenizer's file.
+        """
+        view = self.view_kwargs
+        kwargs = dict(self.config["model"])
+        kwargs |= {m: kwargs.get(m) or {} for m in MODALITIES}
+        if view["video"] is not None:
+            kept = {
+                k: view["video"][k] for k in ("frames", "size") if k in view["video"]
+            }
+            kwargs["video"] = {**kept, **kwargs["video"]}
+        if view["audio"] is not None:
+            rate = view["audio"].get("rate", 48000)
+            samples = round(view["seconds"] * rate)
+            kwargs["audio"] = {"rate": rate, "samples": samples, **kwargs["audio"]}
+        if view["text"] is not None:
+            size = vocab or self.tokenizer.vocab_size
+            kept = {k: view["text"][k] for k in ("length", "candidates")}
+            kwargs["text"] = {"vocab": size, **kept, **kwargs["text"]}
+        return kwargs | {m: None for m in MODALITIES if view[m] is None}
+
+    @functools.cached_property
+    def model(self) -> models.Model:
+        return self.build_model()
+
+    def build_model(self, *, vocab: int | None = None) -> models.Model:
+        """The encoder; see `model_kwargs` for `vocab`."""
+        kwargs = self.model_kwargs(vocab=vocab)
+        return config_lib.build(models.build_model, "model", **kwargs)
+
+    def heads_kwargs(self, name: str) -> dict[str, Any]:
+        """`models.build_heads`' arguments for objective `name`."""
+        entry = self.config["objectives"][name]
+        present = [m for m in MODALITIES if self.view_kwargs[m] is not None]
+        return {"modalities": present, **(entry.get("heads") or {})}
+
+    @functools.cached_property
+    def objectives(self) -> dict[str, Objective]:
+        if not self.config["objectives"]:
+            raise UserError("config objectives is empty: name at least one")
+        built = {}
+        for name, entry in self.config["objectives"].items():
+            where = f"objectives.{name}"
+            if not isinstance(entry, Mapping) or "kind" not in entry:
+                raise UserError(f"config {where} needs a kind, like 'contrastive'")
+            kwargs = {k: v for k, v in entry.items() if k != "kind"}
+            table = objectives.OBJECTIVES
+            constructor: Any = config_lib.choose(table, entry["kind"], f"{where}.kind")
+            kwargs["heads"] = models.build_heads(**self.heads_kwargs(name))
+            built[name] = config_lib.build(constructor, where, **kwargs)
+        return built
+
+    @functools.cached_property
+    def harmonizer(self) -> gradients.Harmonizer:
+        entry = dict(self.config["harmonizer"])
+        kind = entry.pop("weighting", "sum")
+        weighting: Any = config_lib.choose(
+            gradients.WEIGHTINGS, kind, "harmonizer.weighting"
+        )
+        return gradients.Harmonizer(config_lib.build(weighting, "harmonizer", **entry))
+
+    # -- optimisation ----------------------------------------------------------------
+
+    @functools.cached_property
+    def optimizer(self) -> factory.Optimizer:
+        kwargs = {**self.config["optim"], "steps": self.config["steps"]}
+        return config_lib.build(factory.make_optimizer, "optim", **kwargs)
+
+    @functools.cached_property
+    def mesh(self) -> jax.sharding.Mesh:
+        mesh = mesh_lib.make_mesh(self.config["mesh"])
+        mesh_lib.check_batch(self.config["batch"], mesh)
+        return mesh
+
+    def _initial(self, key: Any) -> state_lib.TrainState:
+        return state_lib.init_state(
+            key,
+            init_params=self.model.init,
+            objectives=self.objectives,
+            widths=self.model.widths,
+            harmonizer=self.harmonizer,
+            tx=self.optimizer.tx,
+        )
+
+    def init_state(self) -> state_lib.TrainState:
+        """The state before the first step: a function of `seed` alone."""
+        init = jax.jit(self._initial, out_shardings=mesh_lib.replicated(self.mesh))
+        return init(jax.random.key(self.config["seed"]))
+
+    def abstract_state(self) -> state_lib.TrainState:
+        """Shapes, dtypes and shardings of the state, without allocating it."""
+        shapes = jax.eval_shape(self._initial, jax.random.key(0))
+        sharding = mesh_lib.replicated(self.mesh)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes
+        )
+
+    @functools.cached_property
+    def step(self) -> Any:
+        """The jitted train step; donates its state."""
+        replicated = mesh_lib.replicated(self.mesh)
+        return jax.jit(
+            step_lib.make_step(
+                prepare=self.model.prepare,
+                encode=self.model.encode,
+                objectives=self.objectives,
+                harmonizer=self.harmonizer,
+                tx=self.optimizer.tx,
+                schedule=self.optimizer.schedule,
+            ),
+            donate_argnums=0,
+            in_shardings=(replicated, mesh_lib.batch_sharding(self.mesh)),
+            out_shardings=(replicated, None),
+        )
+
+    def fingerprint(self) -> str:
+        """Hash of everything in the config that a resumed run must not change."""
+        fixed = {
+            key: value
+            for key, value in config_lib.flat(self.config).items()
+            if not config_lib.may_change(key)
+        }
+        return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
+
+
+def _weighted(*, path: str, weight: float = 1.0) -> tuple[str, float]:
+    if weight <= 0:
+        raise ValueError(f"weight must be positive, found {weight}")
+    return path, float(weight)
+
+
+def _tuples(value: Any) -> Any:
+    """Configs hold lists, the parts' frozen dataclasses tuples."""
+    if isinstance(value, Mapping):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
