@@ -26,9 +26,95 @@ def add(subparsers: Any) -> None:
     parser.add_argument(
         "--no-data",
         action="store_true",
-        help="do not open the dataset or its tokenizer",
+        help="open neither dataset nor tokenizer",
     )
 
 
-def check(arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
+def check(arguments: argparse.Namespace) -> None:
+    from mmssl import check as room
+    from mmssl import config as config_lib
+    from mmssl import experiment as experiment_lib
+
+    config = config_lib.load(arguments.config, arguments.overrides)
+    experiment = experiment_lib.Experiment(config)
+    if arguments.no_data:
+        room.without_data(experiment)
+    else:
+        rows = room.dataset_rows(experiment)
+        print(commands.table(rows, header=("dataset", "weight", "split", "rows")))
+        if experiment.tokenizer is not None:
+            size = experiment.tokenizer.vocab_size
+            print(f"tokenizer {experiment.tokenizer_path}: {size} ids")
+        print()
+    _print_model(room, experiment)
+    _print_memory(room, experiment)
+    if arguments.no_data:
+        if experiment.view_kwargs["text"] is not None:
+            vocab = experiment.model.specs["text"].vocab
+            print(f"\nno tokenizer was opened: {vocab} text ids are assumed")
+        return
+    _print_batch(room.real_batch(experiment))
+
+
+def _print_model(room: Any, experiment: Any) -> None:
+    facts = experiment.model.describe()
+    shapes = room.raw_shapes(experiment, experiment.config["batch"]).media
+    rows = [
+        (
+            name,
+            "x".join(map(str, shapes[name].shape)),
+            "x".join(map(str, what["grid"])),
+            what["tokens"],
+            what["kept_in_training"],
+            what["pooled_width"],
+        )
+        for name, what in facts["modalities"].items()
+    ]
+    head = ("modality", "batch", "grid", "tokens", "in training", "pooled")
+    print(commands.table(rows, header=head))
+    heads = {f"heads/{k}": n for k, n in room.head_parameters(experiment).items()}
+    parts = {**facts["parts"], **heads}
+    counted = [(name, f"{count:,}") for name, count in parts.items()]
+    print("\n" + commands.table(counted, header=("part", "parameters")))
+    trained = facts["parameters"] - facts["frozen"]
+    frozen = f" ({facts['frozen']:,} of them frozen)" if facts["frozen"] else ""
+    print(
+        f"encoder {facts['parameters']:,} parameters{frozen}, heads "
+        f"{sum(heads.values()):,}; trained {trained + sum(heads.values()):,}"
+    )
+
+
+def _print_memory(room: Any, experiment: Any) -> None:
+    found = room.memory(experiment)
+    rows = [
+        ("state: parameters, optimizer", _size(found.state)),
+        ("gradients", _size(found.gradients)),
+        ("activations, at most", _size(found.activations)),
+        ("batch", _size(found.batch)),
+        ("together", _size(found.total)),
+    ]
+    mesh = dict(experiment.mesh.shape)
+    batch = experiment.config["batch"]
+    print(f"\nmemory per device, mesh {mesh}, global batch {batch}:")
+    print(commands.table(rows))
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+def _print_batch(found: Any) -> None:
+    rows = [
+        (name, f"{count}/{found.rows}", *(f"{x:.3g}" for x in found.ranges[name]))
+        for name, count in found.present.items()
+    ]
+    print(f"\none real batch of {found.rows} rows:")
+    print(commands.table(rows, header=("modality", "present", "min", "max")))
+    if found.faults:
+        print(f"faults: {', '.join(f'{k} {n}' for k, n in found.faults.items())}")
+    for text in found.texts:
+        print(f"text: {text!r}")
+    losses = [(k, v) for k, v in found.metrics.items() if k.startswith("loss")]
+    losses.append(("grad_norm", found.metrics["grad_norm"]))
+    print("\n" + commands.table(losses, header=("one step from scratch", "value")))
+    print("\nok")

@@ -1,0 +1,192 @@
+"""What a config means: shapes, parameters, memory, one real batch; without training.
+
+Numbers come from abstract evaluation, so a pod's model is checked on a laptop.
+"""
+
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmssl import config as config_lib
+from mmssl import rng, runs, trees
+from mmssl.data import device
+from mmssl.data.faults import Limits
+from mmssl.data.pipeline import HostBatch
+from mmssl.data.pool import DecodePool
+from mmssl.errors import UserError
+from mmssl.experiment import Experiment
+from mmssl.parallel import mesh as mesh_lib
+from mmssl.types import RawBatch
+
+NOMINAL_VOCAB = 65536
+"""Text ids where no tokenizer is opened: the size of VATT's vocabulary."""
+
+ROWS = 32
+"""At most so many rows of one real batch are run: enough to see whether it works."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes per device of one step.
+
+    Attributes:
+      state: parameters, optimizer, heads and objective state, as checkpoints hold them.
+      gradients: as large as the parameters and heads.
+      activations: what the encoder keeps for its backward pass, an upper bound: a
+        compiler that recomputes or fuses needs less.
+      batch: raw media.
+    """
+
+    state: int
+    gradients: int
+    activations: int
+    batch: int
+
+    @property
+    def total(self) -> int:
+        return self.state + self.gradients + self.activations + self.batch
+
+
+def without_data(experiment: Experiment) -> None:
+    """Lets the model be built where there is no tokenizer: `NOMINAL_VOCAB` ids."""
+    vocab = (experiment.config["model"].get("text") or {}).get("vocab", NOMINAL_VOCAB)
+    experiment.model = experiment.build_model(vocab=vocab)
+
+
+def raw_shapes(experiment: Experiment, rows: int) -> RawBatch:
+    """The media of a batch of `rows`: `jax.ShapeDtypeStruct` in place of arrays."""
+    view, tokenizers = experiment.view_kwargs, experiment.model.tokenizers
+    media: dict[str, Any] = {}
+    for name, tokenizer in tokenizers.items():
+        made: Any = tokenizer
+        if name == "video":
+            shape, dtype = (made.frames, *made.size, 3), jnp.uint8
+        elif name == "audio":
+            shape, dtype = (made.samples,), jnp.float32
+        else:
+            shape, dtype = (view["text"]["candidates"], made.length), jnp.int32
+        media[name] = jax.ShapeDtypeStruct((rows, *shape), dtype)
+    flag: Any = jax.ShapeDtypeStruct((rows,), jnp.bool_)
+    ids: Any = jax.ShapeDtypeStruct((rows,), jnp.uint32)
+    return RawBatch(media=media, present=dict.fromkeys(media, flag), example_id=ids)
+
+
+def memory(experiment: Experiment) -> Memory:
+    """The estimate per device; the state is replicated, the batch is split."""
+    model, state = experiment.model, experiment.abstract_state()
+    rows = experiment.config["batch"] // experiment.mesh.size
+    raw = raw_shapes(experiment, rows)
+
+    def residuals(params: Any, raw: RawBatch) -> Any:
+        key = jax.random.key(0)
+        batch = model.prepare(raw, key=key)
+        keys = rng.per_row(key, rows)
+        _, backward = jax.vjp(
+            lambda p: model.encode(p, batch, keys=keys).pooled, params
+        )
+        return backward
+
+    kept = _bytes(jax.eval_shape(residuals, state.params, raw))
+    return Memory(
+        state=_bytes(state),
+        gradients=_bytes((state.params, state.heads)),
+        # The backward function also holds the parameters, counted above.
+        activations=max(kept - _bytes(state.params), 0),
+        batch=_bytes(raw),
+    )
+
+
+def _bytes(tree: Any) -> int:
+    return sum(
+        int(np.prod(x.shape)) * jnp.dtype(x.dtype).itemsize
+        for x in jax.tree.leaves(tree)
+        if hasattr(x, "dtype") and not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    )
+
+
+def head_parameters(experiment: Experiment) -> dict[str, int]:
+    """Objective name to its heads' parameters."""
+    heads = experiment.abstract_state().heads
+    return {name: trees.size(params) for name, params in heads.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class RealBatch:
+    """What one batch of the dataset is, and what a step makes of it.
+
+    Attributes:
+      rows: of the batch; at most `ROWS` and the config's batch.
+      present: modality to rows that have it.
+      faults: fault class to rows.
+      ranges: modality to (smallest, largest) value.
+      texts: some texts of the first rows.
+      metrics: of one step from the initial state.
+    """
+
+    rows: int
+    present: dict[str, int]
+    faults: dict[str, int]
+    ranges: dict[str, tuple[float, float]]
+    texts: list[str]
+    metrics: dict[str, float]
+
+
+def real_batch(experiment: Experiment) -> RealBatch:
+    """Reads one training batch and takes one step with it; keeps neither.
+
+    Raises:
+      UserError: the dataset does not fit the config, or the loss is not finite.
+    """
+    shards = experiment.mesh.size
+    rows = min(experiment.config["batch"], -(-ROWS // shards) * shards)
+    small = Experiment({**experiment.config, "batch": rows})
+    with contextlib.ExitStack() as stack:
+        data = small.config["data"]
+        limits = config_lib.build(Limits, "data.limits", **(data.get("limits") or {}))
+        pool = stack.enter_context(DecodePool(data.get("workers"), limits))
+        stream = runs.train_pipeline(small, pool)
+        stack.callback(stream.close)
+        found: HostBatch = next(stream)
+        faults = dict(stream.faults)
+    raw = device.put(found.raw, mesh_lib.batch_sharding(small.mesh))
+    _, output = small.step(small.init_state(), raw)
+    metrics = {name: float(x) for name, x in output.metrics.items()}
+    if not metrics["finite"]:
+        raise UserError(
+            f"the loss of the first batch is not finite: {_losses(metrics)}; look at "
+            f"its media ({', '.join(row['id'] for row in found.info[:5])}, ...)"
+        )
+    media: Mapping[str, Any] = found.raw.media
+    return RealBatch(
+        rows=rows,
+        present={m: int(np.sum(x)) for m, x in found.raw.present.items()},
+        faults=faults,
+        ranges={m: (float(x.min()), float(x.max())) for m, x in media.items()},
+        texts=[row["texts"][0] for row in found.info if row["texts"]][:3],
+        metrics=metrics,
+    )
+
+
+def _losses(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {k: v for k, v in metrics.items() if k.startswith("loss")}
+
+
+def dataset_rows(experiment: Experiment) -> list[tuple[str, float, str, int]]:
+    """(folder, weight, split, rows) of each dataset the run would train on.
+
+    Raises:
+      UserError: no dataset there, another schema version, no such split.
+    """
+    from mmssl.data import sources
+
+    split = experiment.config["data"].get("split", "train")
+    return [
+        (path, weight, split, len(sources.open_dataset(pathlib.Path(path), split)))
+        for path, weight in experiment.datasets
+    ]
