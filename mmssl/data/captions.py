@@ -37,7 +37,8 @@ class Captions:
 
 
 def _clean(text: str) -> str:
-    return " ".join(text.split())
+    # Half a surrogate pair, as cut transcripts have it, has no UTF-8: it becomes "?".
+    return " ".join(text.encode("utf-8", "replace").decode().split())
 
 
 def _order(rows: list[tuple[float, float, str]]) -> list[tuple[float, float, str]]:

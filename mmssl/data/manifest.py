@@ -83,6 +83,11 @@ class Manifest:
     extra_keys: Mapping[str, int]
 
 
+def _is_unicode(text: str) -> bool:
+    """False for half a surrogate pair, which has no UTF-8."""
+    return text == text.encode("utf-8", "replace").decode()
+
+
 class _Fields:
     """Reads the fields of one row; every error names file, line and field."""
 
@@ -104,6 +109,9 @@ class _Fields:
         if not isinstance(found, str) or not found.strip():
             remedy = "correct the value or leave the field out"
             raise self.error(field, expected, found, remedy)
+        if not _is_unicode(found):
+            remedy = "correct the escape"
+            raise self.error(field, "text in Unicode", ascii(found), remedy)
         return found
 
     def mapping(self, field: str, expected: str) -> dict[str, Any]:
@@ -146,6 +154,9 @@ def _label(fields: _Fields, column: str, value: object) -> str | None:
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         remedy = 'write the class as a string, for example "red"'
         raise fields.error(f"labels.{column}", "a string or a number", value, remedy)
+    if isinstance(value, str) and not _is_unicode(value):
+        remedy = "correct the escape"
+        raise fields.error(f"labels.{column}", "text in Unicode", ascii(value), remedy)
     return str(value)
 
 
@@ -303,7 +314,8 @@ def scan_folder(path: str | os.PathLike[str]) -> Manifest:
         hidden = file.name.startswith(".")
         if hidden or file.suffix.lower() not in MEDIA_SUFFIXES or not file.is_file():
             continue
-        name = file.relative_to(source).as_posix()
+        # A name that is not UTF-8 shows its odd bytes as \\xNN.
+        name = os.fsencode(file.relative_to(source)).decode("utf-8", "backslashreplace")
         text, faults = _beside(file)
         rows.append(
             Row(

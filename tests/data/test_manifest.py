@@ -98,6 +98,8 @@ ROW = {"id": "a"} | TEXT
             [ROW | {"labels": {"c/d": "x"}}],
             r"field 'labels.c/d': expected a column",
         ),
+        (['{"id": "\\ud800", "text": "t"}'], r"field 'id': expected text in Unicode"),
+        ([ROW | {"labels": {"c": "\ud800"}}], r"'labels.c': expected text in Unicode"),
         ([ROW | {"meta": 1}], r"field 'meta': expected an object"),
         ([{"id": "a", "text": 5}], r"field 'text': expected a string or a list of str"),
         (
@@ -140,6 +142,18 @@ def test_folder(tmp_path):
     [(fault, detail)] = rows["sub/b.webm"].faults
     assert fault == "caption"
     assert "b.vtt: file: expected at least one WebVTT cue" in detail
+
+
+def test_names_and_texts_that_are_not_unicode(tmp_path):
+    with open(bytes(tmp_path) + b"/a\xff.mp4", "wb"):
+        pass
+    (tmp_path / "m.jsonl").write_text('{"id": "a", "text": "cut \\ud83d"}')
+    [row] = manifest.scan_folder(tmp_path).rows
+    assert row.id == "a\\xff.mp4"
+    assert row.path is not None
+    assert row.path.is_file()
+    [row] = manifest.read_manifest(tmp_path / "m.jsonl").rows
+    assert row.segments[0].text == "cut ?"
 
 
 SPLITS = {"train": 0.8, "validation": 0.1, "test": 0.1}
