@@ -100,22 +100,17 @@ def hardware(run: Run) -> str | None:
     return None
 
 
-def best_result(run: Run) -> tables.Result | None:
-    """The share with the largest gap over random initialisation and chance."""
-    found, _ = tables.results(run.eval)
-
-    def gap(result: tables.Result) -> float:
-        others = [result.values.get(a, 0.0) for a in ("random", "chance")]
-        return result.values["trained"] - max(others)
-
+def headline(run: Run) -> tables.Result | None:
+    """The first R@10 of the file, else its first share: fixed, not the best one."""
     shares = [
         r
-        for r in found
+        for r in tables.results(run.eval)[0]
         if r.is_share
         and math.isfinite(r.values.get("trained", math.nan))
         and len(r.values) > 1
     ]
-    return max(shares, key=gap, default=None)
+    recalls = [r for r in shares if r.metric.lower() == "r@10"]
+    return next(iter([*recalls, *shares]), None)
 
 
 def _summary(run: Run) -> str:
@@ -148,17 +143,17 @@ def header(run: Run) -> Markup:
     loss, start = _last(run, "loss"), _first(run, "loss")
     if loss is not None and start is not None:
         facts.append(("Loss", number(loss), f"from {number(start)}"))
-    best = best_result(run)
-    if best is not None:
+    first = headline(run)
+    if first is not None:
         others = " · ".join(
-            f"{arm} {tables.show(best.values[arm], share=True)}"
+            f"{arm} {tables.show(first.values[arm], share=True)}"
             for arm in ("random", "chance")
-            if arm in best.values
+            if arm in first.values
         )
         where = " ".join(
-            tables.title(x) for x in (best.group, best.row, best.metric) if x
+            tables.title(x) for x in (first.row or first.group, first.metric)
         )
-        shown = tables.show(best.values["trained"], share=True)
+        shown = tables.show(first.values["trained"], share=True)
         facts.append((where, shown, others))
     used = [
         leaf

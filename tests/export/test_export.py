@@ -43,7 +43,9 @@ SOUND = {
 }
 RUN = {
     "name": "test <run>",
-    "data": {"used": 7, "faults": {"truncated": 1}},
+    "data": {
+        "datasets": [{"path": "/home/me/d", "used": 7, "faults": {"truncated": 1}}]
+    },
     "eval": {"retrieval": {"video->text": {"trained": {"R@1": 0.5}}}},
     "step": 3,
     "steps": 3,
@@ -271,9 +273,16 @@ def test_config_holds_preprocessing_and_no_paths(folder: pathlib.Path) -> None:
 
 def test_card_says_what_is_known_and_what_is_not(folder: pathlib.Path) -> None:
     card = (folder / "README.md").read_text()
-    for part in ("3 of 3", "faults.truncated | 1", "0.5", "not recorded", "Not stated"):
+    for part in (
+        "3 of 3",
+        "0.faults.truncated | 1",
+        "0.5",
+        "not recorded",
+        "Not stated",
+    ):
         assert part in card
     assert "test \\<run\\>" in card
+    assert "/home/me" not in card
 
 
 def test_a_flipped_byte_is_named_with_its_tensor(copy: pathlib.Path) -> None:
