@@ -4,7 +4,6 @@ import json
 import socket
 import threading
 
-import media_files
 import numpy as np
 import pytest
 
@@ -17,6 +16,7 @@ from mmssl.data.media import (
     MediaFault,
     VideoRequest,
 )
+from tests.data import media_files
 
 
 def indices(data: bytes, times: list[float]) -> list[int]:

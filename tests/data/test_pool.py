@@ -9,13 +9,13 @@ import sys
 import threading
 import time
 
-import media_files
 import numpy as np
 import pytest
 
 from mmssl.data import media
 from mmssl.data.media import AudioRequest, ClipRequest, VideoRequest
 from mmssl.data.pool import DecodePool, Limits, MediaFault
+from tests.data import media_files
 
 GOOD = media_files.encode(times=[i / 10 for i in range(10)], wave=media_files.tone(1.0))
 REQUEST = ClipRequest(

@@ -3,7 +3,6 @@
 import itertools
 import json
 
-import media_files
 import numpy as np
 import pytest
 
@@ -15,6 +14,7 @@ from mmssl.data.sources import open_dataset
 from mmssl.data.text import WordTokenizer
 from mmssl.data.views import View
 from mmssl.errors import UserError
+from tests.data import media_files
 
 # TFDS reads protocol buffers by a method that newer releases of theirs deprecate.
 pytestmark = pytest.mark.filterwarnings("ignore:label:DeprecationWarning")

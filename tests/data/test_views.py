@@ -4,7 +4,6 @@ import dataclasses
 import math
 from typing import Any
 
-import media_files
 import numpy as np
 import pytest
 
@@ -14,6 +13,7 @@ from mmssl.data.pool import DecodePool, MediaFault
 from mmssl.data.records import Record, Segment, Word, example_id
 from mmssl.data.views import View
 from mmssl.errors import UserError
+from tests.data import media_files
 
 PROBE = {
     "duration": 10.0,
