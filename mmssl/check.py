@@ -72,9 +72,11 @@ def raw_shapes(experiment: Experiment, rows: int) -> RawBatch:
         else:
             shape, dtype = (view["text"]["candidates"], made.length), jnp.int32
         media[name] = jax.ShapeDtypeStruct((rows, *shape), dtype)
-    flag: Any = jax.ShapeDtypeStruct((rows,), jnp.bool_)
+    present: dict[str, Any] = dict.fromkeys(
+        media, jax.ShapeDtypeStruct((rows,), jnp.bool_)
+    )
     ids: Any = jax.ShapeDtypeStruct((rows,), jnp.uint32)
-    return RawBatch(media=media, present=dict.fromkeys(media, flag), example_id=ids)
+    return RawBatch(media=media, present=present, example_id=ids)
 
 
 def memory(experiment: Experiment) -> Memory:
