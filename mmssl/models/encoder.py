@@ -40,7 +40,6 @@ class Attention(nn.Module):
         x: Float[Array, "b t d"],
         bias: Float[Array, "b h|1 t|1 t"],
         keys: Key[Array, "b"] | None,
-        layer: int | Int[Array, ""],
     ) -> Float[Array, "b t d"]:
         rows, tokens, width = x.shape
         d_kv = width // self.heads
@@ -64,7 +63,7 @@ class Attention(nn.Module):
         )
         weights = jax.nn.softmax(logits + bias, axis=-1).astype(self.dtype)
         weights = layers.dropout(
-            weights, rate=self.dropout, keys=keys, site="attention_weights", layer=layer
+            weights, rate=self.dropout, keys=keys, site="attention_weights"
         )
         mixed = jnp.einsum("bhqk,bkhc->bqhc", weights, value)
         return layers.Dense(width, use_bias=not t5, dtype=self.dtype, name="output")(
@@ -90,11 +89,11 @@ class Block(nn.Module):
         keys: Key[Array, "b"] | None,
     ) -> tuple[Float[Array, "b t d"], None]:
         t5 = self.form == "t5"
+        if keys is not None and self.dropout:
+            keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, layer)
 
         def drop(value: jax.Array, site: str) -> jax.Array:
-            return layers.dropout(
-                value, rate=self.dropout, keys=keys, site=site, layer=layer
-            )
+            return layers.dropout(value, rate=self.dropout, keys=keys, site=site)
 
         norm = layers.RMSNorm if t5 else layers.LayerNorm
         y = norm(dtype=self.dtype, name="attention_norm")(x)
@@ -104,7 +103,7 @@ class Block(nn.Module):
             dropout=self.dropout,
             dtype=self.dtype,
             name="attention",
-        )(y, bias, keys, layer)
+        )(y, bias, keys)
         x = x + drop(y, "attention")
         y = layers.LayerNorm(dtype=self.dtype, name="mlp_norm")(x)
         y = layers.Dense(self.mlp, use_bias=not t5, dtype=self.dtype, name="mlp_in")(y)

@@ -6,6 +6,7 @@ parameterised operation. Parameters are float32; compute happens in each leaf's
 """
 
 import math
+import zlib
 from collections.abc import Callable
 
 import jax
@@ -13,8 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, Key
-
-from mmssl import rng
 
 glorot = nn.initializers.glorot_uniform()
 """Keras' default for Dense kernels, hence the official code's."""
@@ -31,23 +30,23 @@ def dropout(
     rate: float,
     keys: Key[Array, "b"] | None,
     site: str,
-    layer: int | Int[Array, ""] = 0,
 ) -> jax.Array:
-    """Inverted dropout whose mask of row i depends on keys[i], site and layer only.
+    """Inverted dropout whose mask of row i depends on keys[i] and site only.
 
     Args:
       x: [b, ...].
       rate: share dropped; 0 traces nothing.
       keys: one key per row, or None for evaluation.
-      site: the place in the block; different names, independent masks.
-      layer: the block's index.
+      site: the place; different names, independent masks.
     """
     if keys is None or rate == 0.0:
         return x
 
+    name = zlib.crc32(site.encode())
+
     def keep(key: Key[Array, ""]) -> jax.Array:
         return jax.random.bernoulli(
-            rng.stream(key, site, layer), 1.0 - rate, x.shape[1:]
+            jax.random.fold_in(key, name), 1.0 - rate, x.shape[1:]
         )
 
     return jnp.where(jax.vmap(keep)(keys), x / (1.0 - rate), jnp.zeros((), x.dtype))

@@ -1,6 +1,6 @@
 """A model small enough that every test compiles in about a second."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -39,6 +39,14 @@ def raw_batch(seed: int = 0, rows: int = B) -> types.RawBatch:
         present={m: jnp.ones(rows, bool) for m in ("video", "audio", "text")},
         example_id=jnp.arange(rows, dtype=jnp.uint32),
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_fast() -> Iterator[None]:
+    """These tests run everything once: compiling is all the time they take."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """Heads against NumPy float64; absent rows; statistics in training and evaluation."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from mmssl import errors, trees
 from mmssl.models import heads
 
 WIDTHS = {"video": 5, "audio": 4, "text": 3}
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "official": {"va": 6, "vt": 4},
     "paper": {"va": 6, "vt": 4},
     "joint": {"features": 4, "hidden": 7},
@@ -76,7 +78,7 @@ def _reference(kind, p, s, pooled, present, train):
             for m, x in (("video", v), ("audio", a), ("text", t))
         }
         return {"joint": out}, s
-    mask = present if train else dict.fromkeys(present)
+    mask: dict[str, Any] = present if train else dict.fromkeys(present)
     new: dict = {name: {} for name in s}
     hidden, new["video_va"]["norm_0"] = _norm(
         p["video_va"]["norm_0"],
@@ -130,10 +132,10 @@ def test_heads_equal_float64_reference(kind, train) -> None:
         {m: jnp.asarray(x) for m, x in present.items()},
         train=train,
     )
-    wide = jax.tree.map(lambda x: np.asarray(x, np.float64), (params, state))
+    wide, running = jax.tree.map(lambda x: np.asarray(x, np.float64), (params, state))
     # Absent rows are read as zeros.
     pooled = {m: x * present[m][..., None] for m, x in pooled.items()}
-    expected, new = _reference(kind, *wide, pooled, present, train)
+    expected, new = _reference(kind, wide, running, pooled, present, train)
     assert set(ours) == set(built.spaces) == set(expected)
     for space, members in expected.items():
         assert set(ours[space]) == set(built.spaces[space]) == set(members)

@@ -7,8 +7,8 @@ tubelet projection, positions (8 + 14 + 14 rows and their LayerNorm), aggregatio
 |--------|---------|-------------|---------|------------------------|
 | small  | 20.9 M  | 20,508,672  | 1.9 %   | 20.8 M                 |
 | base   | 87.9 M  | 87,446,016  | 0.5 %   | 87.9 M                 |
-| medium | 155.0 M | 154,345,472 | 0.4 %   | 155.0 M                |
-| large  | 306.1 M | 305,500,160 | 0.2 %   | 306.1 M                |
+| medium | 155.0 M | 154,343,424 | 0.4 %   | 155.0 M                |
+| large  | 306.1 M | 305,498,112 | 0.2 %   | 306.1 M                |
 
 The remainder grows like 600 d for base, medium and large: the paper's figures are met
 to the printed digit if they include a classification layer of 600 classes (the paper
