@@ -62,5 +62,19 @@ def make_raw() -> Callable[..., types.RawBatch]:
 @pytest.fixture(scope="session", params=["shared", "specific"])
 def dropping(request: pytest.FixtureRequest) -> tuple[vatt.Model, types.Params]:
     """A model with dropout at every site, and its parameters, per backbone."""
-    model = small_model(backbone=request.param, dropout=0.3)
+    changes: dict[str, Any] = {"size": {**SIZE, "layers": 1}, "backbone": request.param}
+    if request.param == "specific":
+        changes["audio"] = None  # its tower is like video's
+    model = small_model(dropout=0.3, **changes)
     return model, model.init(jax.random.key(0))
+
+
+@pytest.fixture(scope="session")
+def plain() -> tuple[vatt.Model, types.Params, types.Batch]:
+    """A shared model without dropout, its parameters and a batch."""
+    model = small_model(word_width=6)
+    return (
+        model,
+        model.init(jax.random.key(0)),
+        jax.jit(model.prepare)(raw_batch()),
+    )

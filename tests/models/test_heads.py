@@ -36,11 +36,10 @@ def _inputs(seed: int = 0):
 def _built(kind):
     built = heads.build_heads(kind=kind, **OPTIONS[kind])
     params, state = built.init(jax.random.key(0), WIDTHS)
-    params = jax.tree.map(
-        lambda x: x + 0.2 * jax.random.normal(jax.random.key(x.size), x.shape), params
-    )
-    state = jax.tree.map(
-        lambda x: x + 0.3 * jax.random.uniform(jax.random.key(x.size), x.shape), state
+    r = np.random.default_rng(0)
+    params, state = jax.tree.map(
+        lambda x: jnp.asarray(x + 0.3 * r.uniform(size=x.shape), jnp.float32),
+        (params, state),
     )
     return built, params, state
 

@@ -89,13 +89,21 @@ def _reference(params, name, tokens, positions, valid, shared):
 @pytest.mark.parametrize("backbone", ["shared", "specific"])
 def test_encode_equals_float64_reference(make_model, make_raw, backbone) -> None:
     shared = backbone == "shared"
-    model = make_model(backbone=backbone, drop_token=0.25, word_width=6)
+    model = make_model(
+        backbone=backbone,
+        drop_token=0.25,
+        word_width=6,
+        **({} if shared else {"audio": None}),
+    )
     params = model.init(jax.random.key(0))
     # Away from zeros and ones, so that every bias and scale matters.
+    r = np.random.default_rng(0)
     params = jax.tree.map(
-        lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params
+        lambda x: jnp.asarray(x + 0.1 * r.normal(size=x.shape), jnp.float32), params
     )
-    batch = model.prepare(make_raw(), key=jax.random.key(1))
+    batch = jax.jit(lambda raw, key: model.prepare(raw, key=key))(
+        make_raw(), jax.random.key(1)
+    )
     encoded = jax.jit(model.encode)(params, batch)
     wide = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     assert batch.modalities["video"].tokens.shape[1] == 6
@@ -126,7 +134,7 @@ def _rows(tree, index):
 
 def test_row_i_depends_on_row_i_and_its_key_only(dropping, make_raw) -> None:
     model, params = dropping
-    batch = model.prepare(make_raw())
+    batch = jax.jit(model.prepare)(make_raw())
     keys = rng.per_row(jax.random.key(3), 3)
     encode = jax.jit(lambda b, k: model.encode(params, b, keys=k))
     whole = encode(batch, keys)
@@ -137,17 +145,12 @@ def test_row_i_depends_on_row_i_and_its_key_only(dropping, make_raw) -> None:
             )
         )
     )(batch, keys[:, None])
-    one = encode(_rows(batch, slice(1, 2)), keys[1:2])
     for name in batch.modalities:
         for part in ("tokens", "pooled"):
             all_rows = getattr(whole, part)[name]
             np.testing.assert_allclose(getattr(single, part)[name], all_rows, atol=1e-5)
-            np.testing.assert_allclose(
-                getattr(one, part)[name][0], all_rows[1], atol=1e-5
-            )
-    quiet = jax.jit(lambda b: model.encode(params, b))(batch)
     other = encode(batch, keys[::-1])
-    assert float(jnp.abs(quiet.pooled["video"] - whole.pooled["video"]).max()) > 1e-2
+    assert float(jnp.abs(other.pooled["video"] - whole.pooled["video"]).max()) > 1e-2
     assert float(jnp.abs(other.pooled["text"] - whole.pooled["text"]).max()) > 1e-2
 
 
@@ -167,16 +170,15 @@ def test_sites_and_rows_drop_independently() -> None:
     assert layers.dropout(ones, rate=0.5, keys=None, site="mlp") is ones
 
 
-def test_absent_and_padded_rows_are_finite_and_inert(make_model, make_raw) -> None:
-    model = make_model()
-    params = model.init(jax.random.key(0))
+def test_absent_and_padded_rows_are_finite_and_inert(plain, make_raw) -> None:
+    model, params, _ = plain
     raw = make_raw()
     raw = types.RawBatch(
         {m: x.at[1].set(0) for m, x in raw.media.items()},
         {m: p.at[1].set(False) for m, p in raw.present.items()},
         raw.example_id,
     )
-    batch = model.prepare(raw)
+    batch = jax.jit(model.prepare)(raw)
     mb = batch.modalities["text"]
 
     @jax.jit
@@ -255,11 +257,11 @@ def test_parameter_paths_are_readable(dropping) -> None:
     assert sum(described["parts"].values()) == described["parameters"]
 
 
-def test_frozen_words_get_no_gradient(make_model, make_raw) -> None:
+def test_frozen_words_get_no_gradient(make_model, plain) -> None:
+    _, params, batch = plain
     model = make_model(frozen_words=True, word_width=6)
-    params = model.init(jax.random.key(0))
-    batch = model.prepare(make_raw())
-    grads = jax.jit(jax.grad(lambda p: model.encode(p, batch).pooled["text"].sum()))(
+    text = types.Batch({"text": batch.modalities["text"]}, batch.example_id)
+    grads = jax.jit(jax.grad(lambda p: model.encode(p, text).pooled["text"].sum()))(
         params
     )
     assert not bool(grads["text"]["word"]["embedding"].any())
@@ -279,11 +281,10 @@ def test_drop_token_rates_and_evaluation(make_model, make_raw) -> None:
     assert set(model.prepare(raw).modalities) == {"video", "audio"}
 
 
-def test_bfloat16_stays_near_float32(make_model, make_raw) -> None:
-    full, half = make_model(), make_model(dtype="bfloat16")
-    params = full.init(jax.random.key(0))
-    batch = full.prepare(make_raw())
-    a, b = full.encode(params, batch), jax.jit(half.encode)(params, batch)
+def test_bfloat16_stays_near_float32(make_model, plain) -> None:
+    full, params, batch = plain
+    half = make_model(dtype="bfloat16", word_width=6)
+    a, b = jax.jit(lambda p: (full.encode(p, batch), half.encode(p, batch)))(params)
     assert b.tokens["video"].dtype == jnp.bfloat16
     for m in a.pooled:
         assert b.pooled[m].dtype == jnp.float32
@@ -294,10 +295,9 @@ def test_scan_and_remat_change_nothing(make_model, make_raw) -> None:
     keys = rng.per_row(jax.random.key(3), 3)
 
     def run(**kw):
-        model = make_model(dropout=0.3, audio=None, **kw)
+        model = make_model(dropout=0.3, audio=None, text=None, **kw)
         params = model.init(jax.random.key(0))
         raw = make_raw()
-        del raw.media["audio"]
 
         @jax.jit
         def loss(params):
