@@ -2,8 +2,10 @@
 
 import argparse
 import errno
+import math
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -14,7 +16,12 @@ import pytest
 from mmssl import cli, commands, doctor
 from mmssl.errors import UserError
 
+# TFDS reads a protobuf field that is on its way out.
+pytestmark = pytest.mark.filterwarnings("ignore:label:DeprecationWarning")
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+DEMO = "--config configs/demo.py"
 
 COMMANDS = (
     ["data", "build"],
@@ -230,6 +237,121 @@ def test_commands_are_functions_of_parsed_arguments() -> None:
     parsed = cli.parser().parse_args(["report", "--workdir", "w"])
     assert isinstance(parsed, argparse.Namespace)
     assert parsed.workdir == "w"
+
+
+# a stranger's session
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A folder with `media` and the dataset `data` with its tokenizer."""
+    folder = tmp_path_factory.mktemp("world")
+    for line in (
+        f"data demo --out {folder}/media --clips 24",
+        f"data build --manifest {folder}/media/manifest.jsonl --out {folder}/data",
+        f"data tokenizer --data {folder}/data --vocab-size 64",
+    ):
+        assert cli.main(line.split()) == 0
+    return folder
+
+
+def test_a_built_dataset_is_valid(run: Run, world: pathlib.Path) -> None:
+    code, out, err = run("data", "validate", f"{world}/data")
+    assert (code, out.splitlines()[-1]) == (0, "ok")
+    assert "24/24 records" in err
+
+
+def test_a_damaged_dataset_is_not(
+    run: Run, world: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    shutil.copytree(world / "data", tmp_path / "bad")
+    shard = next((tmp_path / "bad").glob("*train*"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    code, out, _ = run("data", "validate", f"{tmp_path}/bad")
+    assert code == 1
+    assert "file_changed" in out
+    assert shard.name in out
+
+
+def test_check_reports_a_config_with_its_data(run: Run, world: pathlib.Path) -> None:
+    code, out, _ = run(*f"check {DEMO} --config.data.path={world}/data".split())
+    assert code == 0
+    assert "one real batch of 32 rows" in out
+    # Twice the log of 32 rows: the loss of a model that knows nothing.
+    loss = float(re.findall(r"^loss +([\d.]+)$", out, flags=re.MULTILINE)[0])
+    assert loss == pytest.approx(2 * math.log(32), rel=0.1)
+    assert "heads/contrast" in out
+
+
+def test_check_counts_a_pods_model_without_data(run: Run) -> None:
+    line = "check --config configs/vatt_ma_medium.py --no-data"
+    code, out, _ = run(*line.split())
+    assert code == 0
+    assert re.search(r"^video +2048x32x224x224x3 +8x14x14 +1568 +784 ", out, re.M)
+    assert re.search(r"^shared +151,\d{3},\d{3}$", out, re.M)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("data build --manifest {w}/no.jsonl --out {t}/d", ["no.jsonl", "nothing"]),
+        ("data build --folder {w}/no --out {t}/d", ["/no", "nothing"]),
+        ("data build --folder {t} --out {t}/d", ["no media files"]),
+        ("data build --manifest {t}/empty.jsonl --out {t}/d", ["is empty"]),
+        ("data build --manifest {t}/twice.jsonl --out {t}/d", ["'a' twice", "line 2"]),
+        ("data build --manifest {t}/types.jsonl --out {t}/d", ["'n'", "two types"]),
+        ("data build --manifest {t}/gone.jsonl --out {t}/d", ["gone.mp4", "missing"]),
+        ("data build --folder {w}/media --out {w}/data", ["not empty"]),
+        ("data build --folder {w}/media --out {t}/file/d", ["file"]),
+        ("data demo --out {w}/media --clips 3", ["not empty"]),
+        ("data validate {w}/media", ["not a dataset"]),
+        ("data validate {t}/newer", ["schema version 999", "1"]),
+        ("data tokenizer --data {w}/no", ["not a dataset"]),
+        ("data tokenizer --files {w}/no.txt --out {t}/a.model", ["no.txt"]),
+        ("data tokenizer --files x", ["--out"]),
+        ("data tokenizer --data {w}/data --vocab-size 2", ["at least 8"]),
+        ("train --config configs/dmo.py --workdir {t}/w", ["'configs/demo.py'?"]),
+        ("train {demo} --workdir {t}/w", ["data.path", "data build"]),
+        ("train {demo} {data} --workdir {t}/w --config.stepz=3", ["'steps'?"]),
+        ("train {demo} {data} --workdir {t}/w --config.steps=x", ["int", "'x'"]),
+        ("train {demo} {data} --workdir {t}/w --config.data.split=tran", ["'train'?"]),
+        ("train {demo} {data} --workdir {t}/w --config.model.size=big", ["tiny"]),
+        ("train {demo} {data} --workdir {t}/w --config.batch=30", ["30", "8"]),
+        ("check {demo} --config.data.path={w}/no", ["not a dataset"]),
+        ("eval --workdir {t}/no", ["no config.json", "mmssl train"]),
+        ("export --workdir {t}/no --out {t}/e", ["no config.json"]),
+        ("report --workdir {t}/no", ["no config.json"]),
+    ],
+)
+def test_bad_input_gets_one_message_and_leaves_nothing(
+    run: Run, world: pathlib.Path, tmp_path: pathlib.Path, line: str, words: list[str]
+) -> None:
+    rows = {
+        "empty": "",
+        "twice": '{"id": "a", "text": "x"}\n{"id": "a", "text": "y"}',
+        "types": '{"id": "a", "text": "x", "labels": {"n": 1}}\n'
+        '{"id": "b", "text": "x", "labels": {"n": "one"}}',
+        "gone": '{"media": "gone.mp4"}',
+    }
+    if "jsonl" in line or "newer" in line or "file" in line:
+        for name, text in rows.items():
+            (tmp_path / f"{name}.jsonl").write_text(text)
+        (tmp_path / "file").write_text("")
+        shutil.copytree(world / "data", tmp_path / "newer")
+        metadata = tmp_path / "newer" / "mmssl.json"
+        stated = re.sub('_version": 1', '_version": 999', metadata.read_text())
+        metadata.write_text(stated)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    data = f"--config.data.path={world}/data"
+    code, _, err = run(*line.format(w=world, t=tmp_path, demo=DEMO, data=data).split())
+    assert code == 2
+    messages = [x for x in err.splitlines() if x.startswith("mmssl: error: ")]
+    assert len(messages) == 1
+    assert "Traceback" not in err
+    assert all(word in err for word in words), err
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
 # documentation
