@@ -25,7 +25,8 @@ ROOMS: dict[str, set[str]] = {
     "optim": LEAF,
     "train": LEAF | {"parallel", "gradients", "optim"},
     "evals": LEAF | {"parallel"},
-    "export": LEAF | {"models"},
+    # An exported encoder reads files and strings as training did.
+    "export": LEAF | {"models", "data"},
     "report": LEAF,
 }
 """Room -> the other rooms it may import."""
