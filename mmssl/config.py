@@ -131,9 +131,9 @@ def _parse(name: str, text: str, *, old: Any) -> Any:
     if isinstance(old, float) and type(value) is int:
         value = float(value)
     fits = old is None or value is None or type(value) is type(old)
-    # A path may grow into a weighted mixture of paths, a size into a table of sizes.
-    grows = isinstance(old, str) and isinstance(value, (list, dict))
-    if not (fits or grows):
+    # A path may become a weighted mixture of paths, a size's name a table of sizes.
+    structured = (str, list, dict)
+    if not (fits or (isinstance(old, structured) and isinstance(value, structured))):
         raise UserError(
             f"--{name}: expected {type(old).__name__} like {old!r}, found "
             f"{type(value).__name__} {text!r}"

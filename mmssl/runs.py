@@ -1,5 +1,6 @@
 """What the commands do with a workdir: train, evaluate, export, report."""
 
+import collections
 import contextlib
 import hashlib
 import json
@@ -187,10 +188,26 @@ def train(config: Mapping[str, Any], workdir: str) -> TrainSummary:
             log_every=log.get("every", 50),
             max_nonfinite=log.get("max_nonfinite", 10),
         )
-        seen = {"samples_read": data.seen, "media_faults_met": dict(data.faults)}
-        (folder / DATA).write_text(json.dumps(described | seen, indent=1) + "\n")
+        _record(folder, described, data, summary)
         view.console.print(progress.closing_table(summary, faults=data.faults))
     return summary
+
+
+def _record(
+    folder: pathlib.Path,
+    described: dict[str, Any],
+    data: pipeline.Pipeline,
+    summary: TrainSummary,
+) -> None:
+    """Adds what this session saw and took to data.json, over all sessions of a run."""
+    before = json.loads((folder / DATA).read_text())
+    faults = collections.Counter(before.get("media_faults_met", {})) + data.faults
+    totals = {
+        "samples_read": before.get("samples_read", 0) + data.seen,
+        "media_faults_met": dict(faults),
+        "train_seconds": before.get("train_seconds", 0.0) + summary.seconds,
+    }
+    (folder / DATA).write_text(json.dumps(described | totals, indent=1) + "\n")
 
 
 def open_run(workdir: str) -> Experiment:
@@ -293,6 +310,7 @@ def export_run(workdir: str, out: str, *, overwrite: bool = False) -> dict[str, 
     for key, name in (("data", DATA), ("eval", EVAL)):
         if (folder / name).is_file():
             info[key] = json.loads((folder / name).read_text())
+    info["seconds"] = info.get("data", {}).get("train_seconds", 0.0)
     info["hardware"] = info.get("data", {}).get("hardware", hardware())
     return safetensors_export.export(
         params=state.params,

@@ -11,7 +11,7 @@ from mmssl.data import container
 from mmssl.data.faults import Limits, MediaFault
 from mmssl.data.render import Renderer
 from mmssl.data.timeline import AudioWindow, FramePicker, Stamps
-from mmssl.data.video import adjust_colour
+from mmssl.data.video import WHOLE, Box, adjust_colour, check_region
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +21,8 @@ class VideoRequest:
     Attributes:
       times: ascending seconds, one per frame.
       size: (h, w) of the output; None keeps the upright frame's own.
+      region: the part of the upright frame that is used: (top, left, height, width)
+        as fractions; crops are taken inside it.
       fit: "crop" (largest centred box of the output's aspect) or "resize" (whole
         frame, aspect not kept). Ignored where `attempts` are given.
       attempts: draws for `video.random_box`.
@@ -30,6 +32,7 @@ class VideoRequest:
 
     times: tuple[float, ...]
     size: tuple[int, int] | None = None
+    region: Box = WHOLE
     fit: str = "crop"
     attempts: tuple[tuple[float, float, float, float], ...] = ()
     flip: bool = False
@@ -40,6 +43,7 @@ class VideoRequest:
             raise ValueError(f"times must be ascending and not empty: {self.times}")
         if self.fit not in ("crop", "resize"):
             raise ValueError(f"fit must be 'crop' or 'resize', found {self.fit!r}")
+        check_region(self.region)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -78,15 +78,17 @@ class Renderer:
     def _box(self, frame: Any, turns: int) -> video.Box:
         request, size = self._request, self._request.size
         if size is None:
-            return video.WHOLE
+            return request.region
         tall, wide = float(frame.height), frame.width * self._aspect
         if turns % 2:
             tall, wide = wide, tall
+        tall, wide = tall * request.region[2], wide * request.region[3]
+        box = video.WHOLE
         if request.attempts:
-            return video.random_box(request.attempts, tall, wide, size)
-        if request.fit == "crop":
-            return video.centre_box(tall, wide, size)
-        return video.WHOLE
+            box = video.random_box(request.attempts, tall, wide, size)
+        elif request.fit == "crop":
+            box = video.centre_box(tall, wide, size)
+        return video.within(request.region, box)
 
 
 def _span(start: float, part: float, total: int) -> tuple[int, int]:

@@ -125,6 +125,23 @@ def adjust_colour(
     return out.astype(np.uint8).reshape(frames.shape)
 
 
+def check_region(region: Sequence[float]) -> None:
+    """Raises ValueError unless it is (top, left, height, width) inside the frame."""
+    inside = len(region) == 4 and min(region) >= 0 and min(region[2:]) > 0
+    # A little slack: 0.7 + 0.3 is more than 1 in floating point.
+    if not inside or max(region[0] + region[2], region[1] + region[3]) > 1 + 1e-6:
+        raise ValueError(
+            "region must be (top, left, height, width) as fractions of the frame, "
+            f"inside it; found {tuple(region)}"
+        )
+
+
+def within(region: Box, box: Box) -> Box:
+    """A box given in fractions of a region, as fractions of the frame."""
+    top, left, tall, wide = region
+    return (top + box[0] * tall, left + box[1] * wide, box[2] * tall, box[3] * wide)
+
+
 def unrotated(box: Box, turns: int) -> Box:
     """The box of the stored frame that `turns` quarter turns bring to `box`.
 

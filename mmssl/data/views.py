@@ -28,6 +28,8 @@ class VideoView:
     Attributes:
       frames: f; the frame rate is f / seconds.
       size: (h, w).
+      region: the part of the frame that is used, (top, left, height, width) as
+        fractions, for example where the mouth is; crops are taken inside it.
       fit: without random crop: "crop" (largest centred box) or "resize" (all of the
         frame, aspect not kept).
       crop_area: range of the random crop's share of the frame; None: no random crop.
@@ -39,6 +41,7 @@ class VideoView:
 
     frames: int = 32
     size: tuple[int, int] = (224, 224)
+    region: video_lib.Box = video_lib.WHOLE
     fit: str = "crop"
     crop_area: tuple[float, float] | None = (0.08, 1.0)
     crop_aspect: tuple[float, float] = (0.5, 2.0)
@@ -54,6 +57,7 @@ class VideoView:
             raise ValueError(f"frames {self.frames}, size {self.size}: expected >= 1")
         if self.fit not in ("crop", "resize"):
             raise ValueError(f"fit must be 'crop' or 'resize', found {self.fit!r}")
+        video_lib.check_region(self.region)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,7 +268,7 @@ class View:
             return None
         step = self.seconds / view.frames
         times = tuple(start + i * step for i in range(view.frames))
-        plain = VideoRequest(times, size=view.size, fit=view.fit)
+        plain = VideoRequest(times, size=view.size, region=view.region, fit=view.fit)
         if rng is None:
             return plain
         flip = float(rng.uniform()) < view.flip

@@ -218,7 +218,7 @@ class Heads:
             masks[m] = there.reshape(-1)
         new_state = dict(state)
         for name, chain in self.chains.items():
-            source = rows[chain.source]
+            source = rows.get(chain.source, {})
             taken = {m: source[m] for m in chain.modalities if m in source}
             if not taken:
                 continue
@@ -268,10 +268,17 @@ def paper(*, va: int = 512, vt: int = 256) -> dict[str, Chain]:
     }
 
 
-def joint(*, features: int = 256, hidden: int | None = None) -> dict[str, Chain]:
-    """One space for all: per modality a Dense, or with `hidden` Dense-ReLU-Dense."""
-    last = Linear(features, bias=True, norm=False)
-    first = () if hidden is None else (Linear(hidden, True, norm=False, relu=True),)
+def joint(
+    *, features: int = 256, hidden: int | None = None, norm: bool = True
+) -> dict[str, Chain]:
+    """One space for all: per modality a Dense, or with `hidden` Dense-ReLU-Dense.
+
+    `norm`: BatchNorm after every Dense, in place of its bias. Features of a fresh
+    encoder all point the same way; without it the first hundreds of steps go into
+    centring them.
+    """
+    last = Linear(features, bias=not norm, norm=norm)
+    first = () if hidden is None else (Linear(hidden, not norm, norm, relu=True),)
     return {
         f"{m}_joint": Chain("", "joint", (m,), (*first, last))
         for m in presets.MODALITIES
@@ -314,7 +321,7 @@ def build_heads(
                 f"heads.{option}: not an option of kind {kind!r}"
                 f"{errors.nearest(option, known)} (known: {', '.join(known)})"
             )
-        if value is not None and value < 1:
+        if value is not None and not isinstance(value, bool) and value < 1:
             raise errors.UserError(f"heads.{option}: must be at least 1, found {value}")
     for m in modalities:
         if m not in presets.MODALITIES:

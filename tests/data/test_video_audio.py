@@ -95,3 +95,16 @@ def test_noise_has_the_stated_strength_and_leaves_silence() -> None:
     assert noise.dtype == np.float32
     assert noise.std() == pytest.approx(0.008, rel=0.05)
     assert not audio.add_noise(np.zeros(9, np.float32), rng, strength=0.01).any()
+
+
+def test_a_box_within_a_region_is_a_box_of_the_frame() -> None:
+    region = (0.5, 0.25, 0.4, 0.5)
+    assert video.within(region, video.WHOLE) == pytest.approx(region)
+    box = video.within(region, (0.5, 0.0, 0.5, 1.0))
+    assert box == pytest.approx((0.7, 0.25, 0.2, 0.5))
+
+
+@pytest.mark.parametrize("region", [(0, 0, 1), (0.5, 0, 0.6, 1), (0, 0, 0, 1)])
+def test_a_region_outside_the_frame_is_refused(region: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="fractions of the frame"):
+        video.check_region(region)

@@ -69,16 +69,20 @@ def _reference(kind, p, s, pooled, present, train):
         return np.maximum(x, 0)
 
     v, a, t = pooled["video"], pooled["audio"], pooled["text"].reshape(-1, 3)
-    if kind == "joint":
-        out = {
-            m: _linear(
-                p[f"{m}_joint"]["dense_1"], relu(_linear(p[f"{m}_joint"]["dense_0"], x))
-            )
-            for m, x in (("video", v), ("audio", a), ("text", t))
-        }
-        return {"joint": out}, s
     mask: dict[str, Any] = present if train else dict.fromkeys(present)
     new: dict = {name: {} for name in s}
+    if kind == "joint":
+        out = {}
+        for m, x in (("video", v), ("audio", a), ("text", t)):
+            head, old, fresh = p[f"{m}_joint"], s[f"{m}_joint"], new[f"{m}_joint"]
+            there = None if mask[m] is None else mask[m].reshape(-1)
+            for i in range(2):
+                x = _linear(head[f"dense_{i}"], relu(x) if i else x)
+                x, fresh[f"norm_{i}"] = _norm(
+                    head[f"norm_{i}"], old[f"norm_{i}"], x, there
+                )
+            out[m] = x
+        return {"joint": out}, new
     hidden, new["video_va"]["norm_0"] = _norm(
         p["video_va"]["norm_0"],
         s["video_va"]["norm_0"],

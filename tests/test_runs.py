@@ -1,0 +1,229 @@
+"""The whole road on real media: a demo world, a tiny model, every command's work."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import mmssl
+from mmssl import config as config_lib
+from mmssl import rng, runs, trees
+from mmssl.data import build, demo, device, tokenizer
+from mmssl.errors import UserError
+from mmssl.experiment import Experiment
+from mmssl.gradients import cotangents as ct
+from mmssl.parallel import mesh as mesh_lib
+from mmssl.train.checkpoint import Checkpointer
+from tests.conftest import ROOT
+
+TINY = [
+    "--config.steps=6",
+    "--config.batch=8",
+    "--config.model.size={'layers': 1, 'width': 32, 'mlp': 64, 'heads': 2}",
+    "--config.model.dropout=0.1",
+    "--config.checkpoint.every=3",
+    "--config.log.every=1",
+    "--config.optim.warmup=2",
+    "--config.evals.batch=8",
+    "--config.data.workers=2",
+]
+OFFICIAL = "--config.objectives.contrast.heads={'kind': 'official', 'va': 32, 'vt': 16}"
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    root = tmp_path_factory.mktemp("demo")
+    demo.write_demo(root / "media", clips=40)
+    build.build(manifest=root / "media" / "manifest.jsonl", out=root / "data")
+    tokenizer.train_tokenizer(dataset=root / "data")
+    return root / "data"
+
+
+@pytest.fixture(scope="module")
+def load(dataset):
+    def load(*overrides):
+        path = str(ROOT / "configs" / "demo.py")
+        data = f"--config.data.path={dataset}"
+        return config_lib.load(path, [*TINY, data, *overrides])
+
+    return load
+
+
+@pytest.fixture(scope="module")
+def trained(load, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    summary = runs.train(load(), str(workdir))
+    assert summary.complete
+    return workdir
+
+
+def leaves(workdir, step):
+    experiment = runs.open_run(str(workdir))
+    with Checkpointer(workdir / "checkpoints") as checkpointer:
+        restored = checkpointer.restore(experiment.abstract_state(), step=step)
+    return trees.named_leaves(restored.state), restored.data_state
+
+
+def rows(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    timed = ("time", "steps_per_second", "samples_per_second", "data_wait")
+    return [
+        {k: v for k, v in json.loads(line).items() if k not in timed} for line in lines
+    ]
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(trained, load, tmp_path):
+    resumed = tmp_path / "resumed"
+    shutil.copytree(trained, resumed)
+    shutil.rmtree(resumed / "checkpoints" / "6")
+    summary = runs.train(load(), str(resumed))
+    assert (summary.start, summary.step) == (3, 6)
+    (want, data), (got, again) = leaves(trained, 6), leaves(resumed, 6)
+    assert data == again
+    for name, leaf in want.items():
+        np.testing.assert_array_equal(leaf, got[name], err_msg=name)
+    assert rows(trained) == rows(resumed)
+    assert {r["step"] for r in rows(trained)} == set(range(1, 7))
+
+
+def test_the_same_command_after_the_end_does_nothing(trained, load, capsys):
+    before = rows(trained)
+    assert runs.train(load(), str(trained)).samples == 0
+    assert rows(trained) == before
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_another_config_or_dataset_is_refused(trained, load, tmp_path):
+    with pytest.raises(UserError, match=r"seed: 0 there, 1 now"):
+        runs.train(load("--config.seed=1"), str(trained))
+    other = tmp_path / "other"
+    shutil.copytree(trained, other)
+    data = json.loads((other / "data.json").read_text())
+    data["datasets"][0]["fingerprint"] = "0" * 64
+    (other / "data.json").write_text(json.dumps(data))
+    with pytest.raises(UserError, match="is not the one"):
+        runs.train(load(), str(other))
+
+
+def test_a_wrong_config_leaves_no_workdir(load, tmp_path):
+    for override, message in (
+        ("--config.model.size=tinny", "did you mean 'tiny'"),
+        ("--config.optim.name=adamm", "did you mean 'adam"),
+        ("--config.batch=9", "not divisible"),
+        ("--config.data.path=/nowhere", "not a dataset"),
+        ("--config.data.video={'frames': 16, 'sise': (48, 48)}", "did you mean 'size'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            runs.train(load(override), str(tmp_path / "w"))
+        assert not (tmp_path / "w").exists(), override
+
+
+def test_evaluate_export_load_and_report(trained, tmp_path):
+    result = runs.evaluate_run(str(trained))
+    assert result["step"] == 6
+    assert set(result["retrieval"]) >= {"video->audio", "text->video", "audio->text"}
+    assert json.loads((trained / "eval.json").read_text()) == result
+    page = runs.report_run(str(trained)).read_text()
+    assert "<html" in page
+    assert result["examples"][0]["query"] in page
+
+    out = tmp_path / "export"
+    runs.export_run(str(trained), str(out))
+    with mmssl.load(out) as encoder:
+        text = encoder.encode_text(["a red circle moves left", "blue"])
+        clip = next((trained.parent.parent).glob("demo*/media/**/*.mp4"), None)
+        assert text.shape == (2, 128)
+        if clip is not None:
+            assert encoder.encode_video([str(clip)]).shape == (1, 128)
+    np.testing.assert_allclose(np.linalg.norm(text, axis=1), 1, rtol=1e-5)
+
+
+def batch_of(experiment):
+    with runs._pool(experiment) as pool:
+        stream = runs.train_pipeline(experiment, pool)
+        found = next(stream)
+        stream.close()
+    return found.raw
+
+
+def test_eight_devices_equal_one(load):
+    """Sync BatchNorm, negatives and DropToken over the global batch, not per device."""
+    raw, states = None, []
+    for devices in (jax.devices(), jax.devices()[:1]):
+        experiment = Experiment(load(OFFICIAL))
+        experiment.mesh = mesh_lib.make_mesh({"data": -1}, devices=devices)
+        raw = raw or batch_of(experiment)
+        state = experiment.init_state()
+        there = device.put(raw, mesh_lib.batch_sharding(experiment.mesh))
+        for _ in range(3):
+            state, output = experiment.step(state, there)
+        states.append((trees.named_leaves(state), float(output.metrics["loss"])))
+    (eight, loss8), (one, loss1) = states
+    assert loss8 == pytest.approx(loss1, rel=1e-5)
+    for name, leaf in one.items():
+        # Sums in another order; Adam's first steps amplify the last bits of gradients
+        # near zero, whose update is then lr (2e-3) times a value in [-1, 1].
+        np.testing.assert_allclose(
+            np.asarray(eight[name], np.float64),
+            np.asarray(leaf, np.float64),
+            rtol=2e-4,
+            atol=2e-5,
+            err_msg=name,
+        )
+
+
+def test_shares_per_sample_add_up_for_the_real_model(load):
+    """Batch-coupled losses and heads, dropout and DropToken on: float32, 1e-5."""
+    experiment = Experiment(load(OFFICIAL))
+    model, state = experiment.model, experiment.init_state()
+    key = jax.random.key(3)
+    batch = model.prepare(jax.device_put(batch_of(experiment)), key=key)
+    keys = rng.per_row(key, 8)
+    (objective,) = experiment.objectives.values()
+
+    def losses(heads, encoded):
+        out = objective(
+            heads, state.extras["contrast"], encoded, batch, key=key, step=state.step
+        )
+        return out.losses, None
+
+    def encode(params, batch, keys):
+        return model.encode(params, batch, keys=keys).pooled
+
+    def whole(params, heads):
+        encoded = model.encode(params, batch, keys=keys)
+        return sum(losses(heads, encoded)[0].values())
+
+    def shares(params, heads):
+        encoded = model.encode(params, batch, keys=keys)
+        c = ct.per_loss(losses, heads, encoded)
+        cotangent = jax.tree.map(lambda x: x.sum(0), c.encoded.pooled)
+
+        def one(row, key, cotangent):
+            row, key, cotangent = jax.tree.map(lambda x: x[None], (row, key, cotangent))
+            _, pullback = jax.vjp(lambda p: encode(p, row, key), params)
+            return pullback(cotangent)[0]
+
+        return jax.vmap(one)(batch, keys, cotangent)
+
+    heads = state.heads["contrast"]
+    want = trees.named_leaves(jax.jit(jax.grad(whole))(state.params, heads))
+    got = trees.named_leaves(jax.jit(shares)(state.params, heads))
+    largest = max(float(abs(leaf).max()) for leaf in want.values())
+    assert largest > 1e-3
+    for name, leaf in want.items():
+        np.testing.assert_allclose(
+            got[name].sum(0), leaf, rtol=1e-5, atol=1e-5 * largest, err_msg=name
+        )
+
+
+def test_chance_level_loss_at_initialisation(load):
+    """Textbook NCE of unrelated embeddings: log of the batch."""
+    experiment = Experiment(load("--config.objectives.contrast.temperature=1.0"))
+    raw = device.put(batch_of(experiment), mesh_lib.batch_sharding(experiment.mesh))
+    _, output = experiment.step(experiment.init_state(), raw)
+    for name, value in output.metrics.items():
+        if name.startswith("loss/"):
+            assert float(value) == pytest.approx(np.log(8), abs=0.15), name
