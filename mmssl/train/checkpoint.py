@@ -118,7 +118,8 @@ class Checkpointer:
             self._at(step).mkdir(parents=True)
             # Nested dicts of strings: no library's classes end up in the format.
             args = ocp.args.StandardSave(trees.from_named(leaves))
-            self._orbax.save(self._at(step) / "state", args=args)
+            with jax.transfer_guard("allow"):
+                self._orbax.save(self._at(step) / "state", args=args)
         except Exception as error:
             self._failure = (step, error)
             self._raise_failure()

@@ -195,11 +195,17 @@ def train(
     finally:
         progress.close()
         writers.flush()
+    summary = recorder.summary(step, interrupted=interrupted)
+    counts = {
+        "seconds": round(summary.seconds, 3),
+        "samples": summary.samples,
+        "skipped": summary.skipped,
+    }
     if interrupted:
-        events.write("interrupted", step=step, signal=interrupted)
+        events.write("interrupted", step=step, signal=interrupted, **counts)
     else:
-        events.write("end", step=step)
-    return state, recorder.summary(step, interrupted=interrupted)
+        events.write("end", step=step, **counts)
+    return state, summary
 
 
 def _next(data: Iterator[DeviceBatch], step: int) -> DeviceBatch:

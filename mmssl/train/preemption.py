@@ -1,5 +1,6 @@
 """Asking a run to stop: signals become a flag that the loop reads between steps."""
 
+import os
 import signal
 import threading
 from types import FrameType
@@ -43,3 +44,6 @@ class Preemption:
         if number == signal.SIGINT and self._received is not None:
             raise KeyboardInterrupt
         self._received = signal.Signals(number).name
+        # Not print: the signal may have come in the middle of one.
+        os.write(2, f"\n{self._received}: finishing and saving this step; ".encode())
+        os.write(2, b"Ctrl-C now stops at once, without saving\n")

@@ -127,6 +127,14 @@ def test_every_file_is_covered(tmp_path):
             shutil.rmtree(copy)
 
 
+def test_a_changed_manifest_is_damage_too(tmp_path):
+    fill(tmp_path, [1])
+    manifest = tmp_path / "1" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"next": 1', '"next": 2'))
+    with pytest.raises(integrity.DamagedError, match="does not match its own SHA-256"):
+        Checkpointer(tmp_path).verify(1)
+
+
 def test_incomplete_folders_do_not_count(tmp_path):
     fill(tmp_path, [3])
     (tmp_path / "9").mkdir()
