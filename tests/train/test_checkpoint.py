@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import toy_run
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mmssl import trees
 from mmssl.errors import UserError
 from mmssl.train import integrity
 from mmssl.train.checkpoint import Checkpointer
+from tests.train import toy_run
 
 
 def state_at(step: int) -> dict:

@@ -12,11 +12,11 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-import toy_run
 
 from mmssl import trees
 from mmssl.errors import UserError
 from mmssl.train.hooks import Hook
+from tests.train import toy_run
 
 STEPS = 40
 
