@@ -5,8 +5,8 @@ from typing import Any
 import ml_collections
 
 
-def base() -> ml_collections.ConfigDict:
-    """All top-level keys. A recipe sets what differs; nothing is hidden elsewhere.
+def base() -> Any:
+    """A ConfigDict with all top-level keys; a recipe sets what differs.
 
     data -> data.views.View, model -> models.build_model (the data's geometry is added),
     objectives.NAME -> objectives.OBJECTIVES[kind], harmonizer ->

@@ -3,7 +3,6 @@
 import ast
 import importlib.util
 import inspect
-import json
 import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +29,26 @@ KEYS = (
     "log",
 )
 """The top level of every config."""
+
+CLOSED = {
+    "data": (
+        "path",
+        "split",
+        "tokenizer",
+        "seconds",
+        "threads",
+        "workers",
+        "limits",
+        "max_fault_fraction",
+        "video",
+        "audio",
+        "text",
+    ),
+    "evals": ("split", "train_split", "batch", "windows", "knn_k"),
+    "log": ("every", "tensorboard", "max_nonfinite"),
+}
+"""Keys of the entries that several parts read. The other entries are the keyword
+arguments of one constructor, whose signature is their schema."""
 
 MAY_CHANGE = ("checkpoint", "evals", "log", "mesh", "data.threads", "data.workers")
 """What a resumed run may set anew: none of it changes what is learned."""
@@ -98,6 +117,13 @@ def check_keys(config: dict[str, Any], *, source: str) -> dict[str, Any]:
     missing = [key for key in KEYS if key not in config]
     if missing:
         raise UserError(f"{source}: missing top-level keys {missing}")
+    for entry, known in CLOSED.items():
+        for key in config[entry]:
+            if key not in known:
+                raise UserError(
+                    f"{source}: unknown key {entry}.{key}{nearest(key, known)}; "
+                    f"the keys of {entry} are {', '.join(known)}"
+                )
     return config
 
 
@@ -109,6 +135,10 @@ def _override(config: dict[str, Any], item: str) -> None:
     node: Any = config
     for depth, part in enumerate(parts[1:], start=1):
         where = ".".join(parts[1:depth]) or "the top level"
+        # A constructor's entry takes any key: building it checks its signature.
+        new = depth == len(parts) - 1 > 1 and where not in CLOSED
+        if isinstance(node, dict) and part not in node and new:
+            node[part] = None
         if not isinstance(node, dict) or part not in node:
             options = list(node) if isinstance(node, dict) else []
             raise UserError(
@@ -227,8 +257,3 @@ def check_same_run(old: Mapping[str, Any], new: Mapping[str, Any], where: str) -
             f"Give another --workdir, or set these values back. "
             f"Only {', '.join(MAY_CHANGE)} may change in a resumed run."
         )
-
-
-def save(config: Mapping[str, Any], path: Any) -> None:
-    """Writes the resolved config as JSON."""
-    path.write_text(json.dumps(config, indent=1) + "\n")

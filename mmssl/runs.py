@@ -2,16 +2,19 @@
 
 import collections
 import contextlib
+import functools
 import hashlib
 import json
 import pathlib
 import platform
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 
 from mmssl import config as config_lib
+from mmssl import workdir as workdir_lib
 from mmssl.data import device, pipeline, records, sources, views
 from mmssl.data.faults import Limits
 from mmssl.data.pool import DecodePool
@@ -27,8 +30,6 @@ from mmssl.train.recorder import TrainSummary
 from mmssl.train.state import TrainState
 from mmssl.types import RawBatch
 
-CONFIG, DATA, EVAL = "config.json", "data.json", "eval.json"
-
 
 @contextlib.contextmanager
 def _pool(experiment: Experiment) -> Iterator[DecodePool]:
@@ -39,6 +40,10 @@ def _pool(experiment: Experiment) -> Iterator[DecodePool]:
 
 
 def _view(experiment: Experiment, pool: DecodePool, **kwargs: Any) -> views.View:
+    for name, part in views.PARTS.items():
+        entry = experiment.view_kwargs[name]
+        if entry is not None:
+            config_lib.build(part, f"data.{name}", **entry)  # names a mistyped key
     return config_lib.build(
         views.View,
         "data",
@@ -110,24 +115,25 @@ def hardware() -> str:
 
 def _claim(folder: pathlib.Path, config: Mapping[str, Any], data: Any) -> None:
     """Makes the workdir this run's, or raises where it is another's."""
-    stored = folder / CONFIG
-    if stored.exists():
-        config_lib.check_same_run(json.loads(stored.read_text()), config, str(folder))
-        before = json.loads((folder / DATA).read_text())["datasets"]
-        for old, new in zip(before, data["datasets"], strict=True):
-            if old["fingerprint"] != new["fingerprint"]:
+    if (folder / workdir_lib.CONFIG).exists():
+        remedy = "use a new --workdir, or restore the file from a copy"
+        old = workdir_lib.read(folder, workdir_lib.CONFIG, remedy=remedy)
+        config_lib.check_same_run(old, config, str(folder))
+        before = workdir_lib.read(folder, workdir_lib.DATA, remedy=remedy)["datasets"]
+        for then, now in zip(before, data["datasets"], strict=True):
+            if then["fingerprint"] != now["fingerprint"]:
                 raise UserError(
-                    f"the dataset {new['path']} is not the one that {folder} was "
+                    f"the dataset {now['path']} is not the one that {folder} was "
                     "trained on (its files differ); use a new --workdir, or put the "
                     "dataset back"
                 )
-    elif folder.exists() and any(folder.glob("checkpoints/*")):
+    elif any(folder.glob("checkpoints/*")):
         raise UserError(
-            f"workdir {folder} has checkpoints but no {CONFIG}; use another"
+            f"workdir {folder} has checkpoints but no {workdir_lib.CONFIG}; use another"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    config_lib.save(config, stored)
-    (folder / DATA).write_text(json.dumps(data, indent=1) + "\n")
+    else:
+        workdir_lib.write(folder, workdir_lib.DATA, data)
+    workdir_lib.write(folder, workdir_lib.CONFIG, config)
 
 
 def train(config: Mapping[str, Any], workdir: str) -> TrainSummary:
@@ -144,6 +150,8 @@ def train(config: Mapping[str, Any], workdir: str) -> TrainSummary:
         stack.callback(data.close)
         step, described = experiment.step, _described(experiment)
         abstract = experiment.abstract_state()
+        folder.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(workdir_lib.locked(folder))
         _claim(folder, config, described)
 
         checkpointer = config_lib.build(
@@ -200,14 +208,14 @@ def _record(
     summary: TrainSummary,
 ) -> None:
     """Adds what this session saw and took to data.json, over all sessions of a run."""
-    before = json.loads((folder / DATA).read_text())
+    before = workdir_lib.read(folder, workdir_lib.DATA, remedy="use a new --workdir")
     faults = collections.Counter(before.get("media_faults_met", {})) + data.faults
     totals = {
         "samples_read": before.get("samples_read", 0) + data.seen,
         "media_faults_met": dict(faults),
         "train_seconds": before.get("train_seconds", 0.0) + summary.seconds,
     }
-    (folder / DATA).write_text(json.dumps(described | totals, indent=1) + "\n")
+    workdir_lib.write(folder, workdir_lib.DATA, described | totals)
 
 
 def open_run(workdir: str) -> Experiment:
@@ -216,20 +224,20 @@ def open_run(workdir: str) -> Experiment:
     Raises:
       UserError: no run there.
     """
-    stored = pathlib.Path(workdir) / CONFIG
-    if not stored.is_file():
-        raise UserError(
-            f"{workdir}: no {CONFIG} there, so no run; train one with "
-            f"`mmssl train --config C --workdir {workdir}`"
-        )
-    return Experiment(json.loads(stored.read_text()))
+    remedy = f"train a run with `mmssl train --config C --workdir {workdir}`"
+    return Experiment(
+        workdir_lib.read(pathlib.Path(workdir), workdir_lib.CONFIG, remedy=remedy)
+    )
 
 
 def restore(experiment: Experiment, workdir: str) -> TrainState:
     """The newest undamaged checkpoint's state."""
     folder = pathlib.Path(workdir) / "checkpoints"
     with checkpoint.Checkpointer(folder) as checkpointer:
-        return checkpointer.restore(experiment.abstract_state()).state
+        restored = checkpointer.restore(experiment.abstract_state())
+    for warning in restored.warnings:
+        print(f"warning: {warning}; using step {restored.step}", file=sys.stderr)
+    return restored.state
 
 
 def make_embed(experiment: Experiment) -> Any:
@@ -261,8 +269,8 @@ def evaluate_run(
       split: that judges; None = the config's evals.split.
 
     Returns:
-      What W/eval.json then holds: see `evals.evaluate`, with `step`, `data`, `split`
-      and ranked `examples`.
+      What W/eval.json then holds: see `evals.evaluate`, with `step`, `data`, `split`,
+      ranked `examples` and the `rows` of the split they stand in.
     """
     experiment = open_run(workdir)
     evals = experiment.config["evals"]
@@ -272,26 +280,31 @@ def evaluate_run(
     trained = restore(experiment, workdir)
     states = {"trained": trained, "random": experiment.init_state()}
     embed = make_embed(experiment)
+    fns = {name: functools.partial(embed, state) for name, state in states.items()}
     with _pool(experiment) as pool:
-        tables: dict[str, dict[str, Any]] = {name: {} for name in states}
-        for part in dict.fromkeys((learn, judge)):
-            stream = eval_pipeline(experiment, pool, path=path, split=part)
-            batches = list(stream)  # decoded once, embedded by both
-            for name, state in states.items():
-                tables[name][part] = embeddings.embed(
-                    batches, lambda raw, state=state: embed(state, raw)
-                )
-    arms = {n: evaluate.Arm(t[learn], t[judge]) for n, t in tables.items()}
+        found = {
+            part: embeddings.embed(
+                eval_pipeline(experiment, pool, path=path, split=part), fns
+            )
+            for part in dict.fromkeys((learn, judge))
+        }
+    arms = {n: evaluate.Arm(found[learn][n], found[judge][n]) for n in states}
     result = evaluate.evaluate(
         arms["trained"], arms["random"], knn_k=evals.get("knn_k", 20)
     )
+    examples = retrieval.examples(arms["trained"].test)
+    shown = {
+        i for e in examples for i in (e["query"], *(r["id"] for r in e["results"]))
+    }
+    ids = arms["trained"].test.ids  # in the order of the split's rows
     result |= {
         "step": int(trained.step),
         "data": path,
         "split": judge,
-        "examples": retrieval.examples(arms["trained"].test),
+        "examples": examples,
+        "rows": {id: row for row, id in enumerate(ids) if id in shown},
     }
-    (pathlib.Path(workdir) / EVAL).write_text(json.dumps(result, indent=1) + "\n")
+    workdir_lib.write(pathlib.Path(workdir), workdir_lib.EVAL, result)
     return result
 
 
@@ -307,9 +320,9 @@ def export_run(workdir: str, out: str, *, overwrite: bool = False) -> dict[str, 
         "step": int(state.step),
         **{key: config[key] for key in ("steps", "batch", "seed")},
     }
-    for key, name in (("data", DATA), ("eval", EVAL)):
+    for key, name in (("data", workdir_lib.DATA), ("eval", workdir_lib.EVAL)):
         if (folder / name).is_file():
-            info[key] = json.loads((folder / name).read_text())
+            info[key] = workdir_lib.read(folder, name, remedy="run `mmssl eval` again")
     info["seconds"] = info.get("data", {}).get("train_seconds", 0.0)
     info["hardware"] = info.get("data", {}).get("hardware", hardware())
     return safetensors_export.export(
@@ -328,22 +341,19 @@ def export_run(workdir: str, out: str, *, overwrite: bool = False) -> dict[str, 
 def report_run(workdir: str, *, samples: int = 6) -> pathlib.Path:
     """Writes W/report.html, with clips of the evaluated split if it was evaluated."""
     experiment, folder = open_run(workdir), pathlib.Path(workdir)
-    if not (folder / EVAL).is_file():
+    if not (folder / workdir_lib.EVAL).is_file():
         return report_build.write_report(workdir)
-    result = json.loads((folder / EVAL).read_text())
+    remedy = f"run `mmssl eval --workdir {workdir}` again"
+    result = workdir_lib.read(folder, workdir_lib.EVAL, remedy=remedy)
     examples = result["examples"]
-    wanted = {
-        i for e in examples for i in (e["query"], *(r["id"] for r in e["results"]))
-    }
-    shown: dict[str, report_media.Sample] = {}
     source = sources.open_dataset(result["data"], result["split"])
+    first = range(min(samples, len(source)))
     with _pool(experiment) as pool:
         view = _view(experiment, pool, train=False)
-        for i in range(len(source)):
-            record = source[i]
-            if i < samples or record.id in wanted:
-                shown[record.id] = _sample(record, view)
-    clips = list(shown.values())
+        clips = [_sample(source[i], view) for i in first]
+        shown = {clip["id"]: clip for clip in clips}
+        for id, row in result["rows"].items():
+            shown.setdefault(id, _sample(source[row], view))
     queries: list[report_media.Query] = [
         {
             "direction": e["direction"],
@@ -356,9 +366,7 @@ def report_run(workdir: str, *, samples: int = 6) -> pathlib.Path:
         }
         for e in examples
     ]
-    return report_build.write_report(
-        workdir, samples=clips[:samples], retrieval=queries
-    )
+    return report_build.write_report(workdir, samples=clips, retrieval=queries)
 
 
 def _sample(record: records.Record, view: views.View) -> report_media.Sample:

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections.abc import Iterator
 
 import jax
 import pytest
@@ -23,3 +24,11 @@ def shared_data() -> pathlib.Path:
     if not path.is_dir():
         pytest.skip(f"real test media not found at {path}; set MMSSL_DATA")
     return path
+
+
+@pytest.fixture(scope="module")
+def compile_quickly() -> Iterator[None]:
+    """For tests that run everything once: compiling is all the time they take."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -53,6 +53,7 @@ def test_loads_plain_values_and_the_argument(path):
         ("--config.data.path=123", ("data", "path"), "123"),
         ("--config.data.path=['a','b']", ("data", "path"), ["a", "b"]),
         ("--config.data.video=none", ("data", "video"), None),
+        ("--config.optim.momentum=0.5", ("optim", "momentum"), 0.5),
     ],
 )
 def test_overrides_keep_the_type(path, override, key, value):
@@ -66,7 +67,8 @@ def test_overrides_keep_the_type(path, override, key, value):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("--config.optim.peek_lr=1", r"'peek_lr' under optim; did you mean 'peak_lr'"),
+        ("--config.data.pth=x", r"'pth' under data; did you mean 'path'"),
+        ("--config.opti.peak_lr=1", r"'opti' under the top level; did you mean 'opt"),
         ("--config.stepz=1", r"'stepz' under the top level; did you mean 'steps'"),
         ("--config.steps=many", r"--config.steps: expected int like 10, found str"),
         ("--config.steps=1.5", r"expected int like 10, found float '1.5'"),
@@ -89,6 +91,10 @@ def test_wrong_files_are_named(path, tmp_path):
     empty.write_text("x = 1\n")
     with pytest.raises(UserError, match="no get_config"):
         config_lib.load(str(empty))
+    closed = tmp_path / "closed.py"
+    closed.write_text(SOURCE.replace('"workers"', '"workerz"'))
+    with pytest.raises(UserError, match=r"data.workerz; did you mean 'workers'"):
+        config_lib.load(str(closed))
     extra = tmp_path / "extra.py"
     extra.write_text(SOURCE.replace("config.steps", "config.stepps"))
     with pytest.raises(UserError, match=r"'stepps'; did you mean 'steps'"):

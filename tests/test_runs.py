@@ -18,6 +18,8 @@ from mmssl.parallel import mesh as mesh_lib
 from mmssl.train.checkpoint import Checkpointer
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 TINY = [
     "--config.steps=6",
     "--config.batch=8",
@@ -111,6 +113,7 @@ def test_a_wrong_config_leaves_no_workdir(load, tmp_path):
     for override, message in (
         ("--config.model.size=tinny", "did you mean 'tiny'"),
         ("--config.optim.name=adamm", "did you mean 'adam"),
+        ("--config.optim.peek_lr=1e-3", "optim.peek_lr: .*did you mean 'peak_lr'"),
         ("--config.batch=9", "not divisible"),
         ("--config.data.path=/nowhere", "not a dataset"),
         ("--config.data.video={'frames': 16, 'sise': (48, 48)}", "did you mean 'size'"),
@@ -152,7 +155,9 @@ def test_eight_devices_equal_one(load):
     """Sync BatchNorm, negatives and DropToken over the global batch, not per device."""
     raw, states = None, []
     for devices in (jax.devices(), jax.devices()[:1]):
-        experiment = Experiment(load(OFFICIAL))
+        # SGD: Adam would turn gradients that are zero but for rounding (a softmax does
+        # not see key biases) into steps of full size.
+        experiment = Experiment(load(OFFICIAL, "--config.optim.name=sgd"))
         experiment.mesh = mesh_lib.make_mesh({"data": -1}, devices=devices)
         raw = raw or batch_of(experiment)
         state = experiment.init_state()
@@ -163,14 +168,9 @@ def test_eight_devices_equal_one(load):
     (eight, loss8), (one, loss1) = states
     assert loss8 == pytest.approx(loss1, rel=1e-5)
     for name, leaf in one.items():
-        # Sums in another order; Adam's first steps amplify the last bits of gradients
-        # near zero, whose update is then lr (2e-3) times a value in [-1, 1].
+        # Sums in another order, over 3 steps.
         np.testing.assert_allclose(
-            np.asarray(eight[name], np.float64),
-            np.asarray(leaf, np.float64),
-            rtol=2e-4,
-            atol=2e-5,
-            err_msg=name,
+            eight[name], leaf, rtol=1e-4, atol=1e-6, err_msg=name
         )
 
 

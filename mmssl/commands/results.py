@@ -83,6 +83,7 @@ def _add_workdir(parser: argparse.ArgumentParser) -> None:
 def evaluate(arguments: argparse.Namespace) -> None:
     from mmssl import runs
     from mmssl.evals import evaluate as room
+    from mmssl.workdir import EVAL
 
     result = runs.evaluate_run(
         arguments.workdir, data=arguments.data, split=arguments.split
@@ -90,7 +91,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     print(_evaluated(room.table_rows(result)))
     print(
         f"\nstep {result['step']}, {result['data']}, split {result['split']!r}: "
-        f"{pathlib.Path(arguments.workdir) / runs.EVAL}\n"
+        f"{pathlib.Path(arguments.workdir) / EVAL}\n"
         f"next: mmssl report --workdir {arguments.workdir}"
     )
 

@@ -95,6 +95,9 @@ class TextView:
             )
 
 
+PARTS = {"video": VideoView, "audio": AudioView, "text": TextView}
+
+
 class View:
     """A pure function of (record, generator) in training, (record, window) otherwise.
 

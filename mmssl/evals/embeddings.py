@@ -61,54 +61,68 @@ class Embeddings:
         return x.sum(1) / np.maximum(mask.sum(1, keepdims=True), 1)
 
 
+EmbedFn = Callable[[RawBatch], tuple[Pooled, Spaces]]
+"""Raw media [b, ...] -> pooled features {modality: [b, (n,) d]} and normalised
+embeddings {space: {modality: [b, (n,) e]}}, as arrays that numpy can read. It brings
+its own parameters and jit."""
+
+
 def embed(
-    batches: Iterable[HostBatch],
-    embed_fn: Callable[[RawBatch], tuple[Pooled, Spaces]],
-) -> Embeddings:
-    """Embeds every batch; rows with the same id are windows of one clip.
+    batches: Iterable[HostBatch], embed_fns: Mapping[str, EmbedFn]
+) -> dict[str, Embeddings]:
+    """Embeds every batch by every function; rows of one id are one clip's windows.
 
     As in VATT's protocol the embeddings of a clip's windows are averaged and then
     normalised (pooled features are averaged only), over the windows that have the
-    modality. A clip's text candidates are the distinct ones of all its windows.
+    modality. A clip's text candidates are the distinct ones of all its windows. Media
+    is read once, and no more than a batch of it is held.
 
     Args:
       batches: one pass over a split, in order.
-      embed_fn: raw media [b, ...] -> pooled features {modality: [b, (n,) d]} and
-        normalised embeddings {space: {modality: [b, (n,) e]}}; arrays that numpy can
-        read. It brings its own parameters and jit.
+      embed_fns: name -> function.
+
+    Returns:
+      name -> embeddings of the same clips in the same order.
 
     Raises:
       UserError: nothing to embed, or embeddings that are not finite.
     """
-    clips: dict[str, _Clip] = {}
+    clips: dict[str, dict[str, _Clip]] = {name: {} for name in embed_fns}
     for batch in batches:
-        raw, info = batch.raw, batch.info
-        pooled, spaces = embed_fn(raw)
-        # One flat table: () is the pooled vector, (space,) an embedding.
-        tables = {(m, ""): np.asarray(x, np.float32) for m, x in pooled.items()}
-        for space, members in spaces.items():
-            for m, x in members.items():
-                tables[m, space] = np.asarray(x, np.float32)
-        tokens = np.asarray(raw.media["text"]) if "text" in raw.media else None
-        for i, entry in enumerate(info):
-            clip = clips.setdefault(entry["id"], _Clip(labels=dict(entry["labels"])))
-            for m in pooled:
-                if not np.asarray(raw.present[m])[i]:
-                    continue
-                vectors = {space: x[i] for (n, space), x in tables.items() if n == m}
-                if not all(np.isfinite(x).all() for x in vectors.values()):
-                    raise UserError(
-                        f"eval: the {m} embedding of clip {entry['id']!r} is not "
-                        "finite; the checkpoint is damaged or the run diverged: "
-                        "evaluate an earlier one"
-                    )
-                if m == "text" and tokens is not None:
-                    clip.add_candidates(tokens[i], vectors)
-                else:
-                    clip.add_window(m, vectors)
-    if not clips:
+        for name, embed_fn in embed_fns.items():
+            _collect(clips[name], batch, *embed_fn(batch.raw))
+    if not all(clips.values()):
         raise UserError("eval: the split has no clips to embed; check the split's name")
-    return _assemble(clips)
+    return {name: _assemble(found) for name, found in clips.items()}
+
+
+def _collect(
+    clips: "dict[str, _Clip]", batch: HostBatch, pooled: Pooled, spaces: Spaces
+) -> None:
+    """Adds the rows of a batch to the clips they are windows of."""
+    raw = batch.raw
+    # One flat table: (m, "") is the pooled vector, (m, space) an embedding.
+    tables = {(m, ""): np.asarray(x, np.float32) for m, x in pooled.items()}
+    for space, members in spaces.items():
+        for m, x in members.items():
+            tables[m, space] = np.asarray(x, np.float32)
+    tokens = np.asarray(raw.media["text"]) if "text" in raw.media else None
+    for i, entry in enumerate(batch.info):
+        clip = clips.setdefault(entry["id"], _Clip(labels=dict(entry["labels"])))
+        for m in pooled:
+            if not np.asarray(raw.present[m])[i]:
+                continue
+            vectors = {space: x[i] for (n, space), x in tables.items() if n == m}
+            if not all(np.isfinite(x).all() for x in vectors.values()):
+                raise UserError(
+                    f"eval: the {m} embedding of clip {entry['id']!r} is not "
+                    "finite; the checkpoint is damaged or the run diverged: "
+                    "evaluate an earlier one"
+                )
+            if m == "text" and tokens is not None:
+                clip.add_candidates(tokens[i], vectors)
+            else:
+                clip.add_window(m, vectors)
 
 
 @dataclasses.dataclass

@@ -61,7 +61,7 @@ BATCHES = [
 
 
 def test_windows_are_averaged_then_normalised():
-    found = embed(BATCHES, embed_fn)
+    found = embed(BATCHES, {"x": embed_fn})["x"]
     assert found.ids == ("a", "b", "c", "d")
     np.testing.assert_array_equal(found.present["video"], [True, False, True, True])
     np.testing.assert_allclose(found.pooled["video"][0], [1.5, 2.5])
@@ -76,7 +76,7 @@ def test_windows_are_averaged_then_normalised():
 
 
 def test_candidates_of_all_windows_are_distinct():
-    found = embed(BATCHES, embed_fn)
+    found = embed(BATCHES, {"x": embed_fn})["x"]
     np.testing.assert_array_equal(
         found.present["text"],
         [[True] * 3, [True, False, False], [False] * 3, [True, False, False]],
@@ -91,6 +91,6 @@ def test_candidates_of_all_windows_are_distinct():
 
 def test_no_clips_and_broken_embeddings_are_named():
     with pytest.raises(UserError, match="no clips"):
-        embed([], embed_fn)
+        embed([], {"x": embed_fn})
     with pytest.raises(UserError, match="clip 'z' is not finite"):
-        embed([host([("z", "x", (np.nan, 1.0), [])])], embed_fn)
+        embed([host([("z", "x", (np.nan, 1.0), [])])], {"x": embed_fn})

@@ -1,6 +1,6 @@
 """A model small enough that every test compiles in about a second."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -42,11 +42,8 @@ def raw_batch(seed: int = 0, rows: int = B) -> types.RawBatch:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _compile_fast() -> Iterator[None]:
-    """These tests run everything once: compiling is all the time they take."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+def _quick(compile_quickly: None) -> None:
+    """All of this room's tests."""
 
 
 @pytest.fixture(scope="session")
