@@ -165,8 +165,8 @@ def run_seed(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]
     """Trains one seed if needed, and evaluates it.
 
     Returns:
-      {"seed", "train_seconds", "rows": [[section, case, metric, trained, random,
-      chance, clips], ...]}.
+      {"seed", "train_seconds", "hardware" (that trained), "rows": [[section, case,
+      metric, trained, random, chance, clips], ...]}.
     """
     if trained(workdir, config):
         print(f"seed {config['seed']}: trained before")
@@ -181,6 +181,7 @@ def run_seed(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]
     return {
         "seed": config["seed"],
         "train_seconds": seen["train_seconds"],
+        "hardware": seen["hardware"],
         "rows": [
             [r.section, r.case, r.metric, r.trained, r.random, r.chance, r.n]
             for r in rows
