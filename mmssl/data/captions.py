@@ -36,6 +36,10 @@ class Captions:
     words: tuple[Word, ...] = ()
 
 
+_MAX_SECONDS = 1e9
+"""Three decades; what is beyond it is no time in a media file."""
+
+
 def _clean(text: str) -> str:
     # Half a surrogate pair, as cut transcripts have it, has no UTF-8: it becomes "?".
     return " ".join(text.encode("utf-8", "replace").decode().split())
@@ -47,7 +51,9 @@ def _order(rows: list[tuple[float, float, str]]) -> list[tuple[float, float, str
 
 def _seconds(value: object, field: str) -> float:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value):  # type: ignore[arg-type]
+    # Compared before it is converted: a whole number may be beyond any float. Times
+    # are stored as float32, in which larger ones would be infinite.
+    if not number or not abs(value) < _MAX_SECONDS:  # type: ignore[arg-type]
         raise CaptionError(field=field, expected="finite seconds", found=value)
     return float(value)  # type: ignore[arg-type]
 
@@ -163,7 +169,7 @@ def _txt(text: str) -> Captions:
 def _json(text: str) -> Captions:
     try:
         value = json.loads(text)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:  # the latter: nested without end
         raise CaptionError(field="file", expected="JSON", found=str(e)) from e
     if isinstance(value, str):
         return Captions(segments=parse_text(value))

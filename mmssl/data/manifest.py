@@ -228,7 +228,7 @@ def _lines(source: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
             at = f"{source}, line {line}"
             try:
                 value = json.loads(raw.decode("utf-8-sig"))
-            except ValueError as e:
+            except (ValueError, RecursionError) as e:
                 raise UserError(
                     f"{at}: expected one JSON object a line, found text that is not "
                     f"JSON ({e}); example: "

@@ -126,6 +126,19 @@ def test_errors_name_field_expected_found(tmp_path, name, text, message):
         read(tmp_path, name, text)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        '[[0, 1e39, "beyond float32"]]',
+        '[[0, %s, "beyond any float"]]' % ("9" * 400),
+    ],
+)
+def test_monstrous_json_is_a_fault_of_the_file(tmp_path, text):
+    with pytest.raises(captions.CaptionError):
+        read(tmp_path, "a.json", text)
+
+
 def test_latin1_is_refused_with_a_remedy(tmp_path):
     with pytest.raises(captions.CaptionError, match=r"UTF-8.*iconv"):
         read(tmp_path, "a.txt", "Grüße", "latin-1")
