@@ -107,6 +107,10 @@ class _Worker:
                 log.seek(0)
                 text = log.read().decode(errors="replace").strip()
                 raise RuntimeError(f"a decode worker did not start: {text}") from error
+            except BaseException:
+                # Its greeting, still unread, would pass for the reply to the next item.
+                self.stop()
+                raise
         return ours
 
     def _died(self, detail: str) -> MediaFault:

@@ -147,6 +147,20 @@ def test_workers_do_not_outlive_their_parent(slow: str) -> None:
     assert wait_until(lambda: all(map(gone, pids)))  # the idle one and the busy one
 
 
+def test_an_interrupted_start_leaves_no_stale_greeting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with DecodePool(1) as pool:
+        with monkeypatch.context() as patch:
+            patch.setattr("mmssl.data.wire.receive", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                pool.clip(GOOD, REQUEST)
+        assert pool.clip(GOOD, REQUEST).video is not None
+
+
 def test_workers_are_recycled() -> None:
     with DecodePool(1, recycle=2) as pool:
         seen = set()
