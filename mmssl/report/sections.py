@@ -75,8 +75,10 @@ def _first(run: Run, name: str) -> float | None:
 
 def spent(run: Run) -> float | None:
     """Seconds of training by the log's time stamps, stops between restarts left out."""
+    # A session begins with its start, or with what going back to a checkpoint wrote.
+    opening = ("start", "resume", "warning")
     stamps = sorted(
-        (float(record["time"]), curves_lib.event_kind(record) == "start")
+        (float(record["time"]), curves_lib.event_kind(record) in opening)
         for record in (*run.events, *run.metrics)
         if isinstance(record.get("time"), int | float)
     )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mmssl.errors import UserError
-from mmssl.report import curves, plots, tables, write_report
+from mmssl.report import curves, plots, sections, tables, write_report
 from mmssl.report.html import Markup, join, tag
 from mmssl.report.run import read_run
 
@@ -201,6 +201,14 @@ def test_repeated_steps_keep_the_last(workdir: pathlib.Path) -> None:
     run = read_run(workdir)
     assert run.metrics == [rows[0], {"step": 2, "loss": 3.0, "eval/knn": 0.5}]
     assert run.replayed == 1
+
+
+def test_a_stop_between_sessions_is_not_training_time(tmp_path: pathlib.Path) -> None:
+    rows = [(0, "start"), (60, "interrupted"), (9000, "resume"), (9001, "start")]
+    rows += [(9031, "end")]
+    lines = [json.dumps({"time": t, "event": name, "step": 1}) for t, name in rows]
+    (tmp_path / "events.jsonl").write_text("\n".join(lines))
+    assert sections.spent(read_run(tmp_path)) == 60 + 30
 
 
 def test_children_are_escaped_unless_built_here() -> None:
