@@ -33,7 +33,8 @@ def health(embeddings: Mapping[str, jax.Array], *, max_rows: int = 1024) -> Metr
     - `alignment/m-n/s`: mean |x - y|^2 between two modalities of the same sample in
       the same space (eq. 1, alpha 2): 0 equal, 2 unrelated, over samples with both.
 
-    With fewer than two samples present the first three are undefined: NaN.
+    With fewer than two samples present the first three are undefined: NaN, and so is
+    the last without a sample that has both.
 
     Args:
       embeddings: `modality/space` -> [b, e], L2-normalised; the row of an absent
@@ -58,7 +59,9 @@ def health(embeddings: Mapping[str, jax.Array], *, max_rows: int = 1024) -> Metr
         if space == other:
             both = present[first] & present[second]
             distance = ((tables[first] - tables[second]) ** 2).sum(-1)
-            metrics[f"health/alignment/{left}-{right}/{space}"] = _mean(distance, both)
+            # Not 0 without a pair: that would read as perfectly aligned.
+            value = jnp.where(both.any(), _mean(distance, both), jnp.nan)
+            metrics[f"health/alignment/{left}-{right}/{space}"] = value
     return metrics
 
 

@@ -153,8 +153,8 @@ def train(
     )
     if start >= steps:
         progress.note(
-            f"already at step {start} of {steps}: nothing to do; raise `steps` to "
-            "train further"
+            f"already at step {start} of {steps}: nothing to do; more `steps` are "
+            "another schedule, so give them a new workdir"
         )
         return state, recorder.summary(start)
 

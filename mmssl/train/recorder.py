@@ -259,8 +259,8 @@ class Recorder:
                 f"the loss or gradient was not finite for {self._streak} steps in a "
                 f"row (steps {done.step - self._streak + 1} to {done.step}), the limit "
                 f"is {self._max_nonfinite}; look at the examples named in "
-                f"{self._dump_dir}, or lower optim.peak_lr, then run the same command "
-                "again: it continues from the last checkpoint"
+                f"{self._dump_dir}, then run the same command again: it continues "
+                "from the last checkpoint. Or lower optim.peak_lr, in a new workdir"
             )
 
 

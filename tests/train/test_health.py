@@ -68,6 +68,13 @@ def test_absent_rows_do_not_count(pair):
             assert holes[name] == pytest.approx(full[name], rel=1e-4), name
 
 
+def test_alignment_of_no_pair_is_not_perfect(pair):
+    video, audio = (x.copy() for x in pair)
+    video[::2], audio[1::2] = 0, 0
+    found = measured({"video/va": video, "audio/va": audio})
+    assert np.isnan(found["health/alignment/audio-video/va"])
+
+
 def test_rank_of_known_spectra():
     eye = np.eye(8)
     assert measured({"a/s": eye})["health/rank/a/s"] == pytest.approx(8, rel=1e-5)
