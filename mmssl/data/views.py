@@ -216,7 +216,8 @@ class View:
 
     @staticmethod
     def _known_probe(record: Record) -> Mapping[str, Any]:
-        return record.meta.get("probe") or {}
+        # Of a text-only row, `meta` is all the user's.
+        return (record.meta.get("probe") or {}) if record.media else {}
 
     def _probe(self, record: Record) -> Mapping[str, Any]:
         known = self._known_probe(record)

@@ -181,6 +181,12 @@ def test_missing_modalities_are_no_faults(words) -> None:
     assert len(pool.requests) == 2
 
 
+def test_the_meta_of_a_text_only_row_is_the_users_own(words) -> None:
+    row = record(media=b"", meta={"probe": "lapel microphone"})
+    example = view(FakePool(), words)(row)
+    assert example["present"] == {"video": False, "audio": False, "text": True}
+
+
 def test_windows_lie_where_all_streams_have_content(words) -> None:
     short = {"samples": 48000, "rate": 16000, "start": 0.0}
     train = view(FakePool(), words, train=True)
