@@ -183,7 +183,8 @@ def stack_layers(params: Any) -> Any:
     """Parameters of unrolled encoders -> those of scanned ones, anywhere in a tree."""
     if not isinstance(params, dict):
         return params
-    names = sorted(name for name in params if name.startswith("layer_"))
+    names = [name for name in params if name.startswith("layer_")]
+    names.sort(key=lambda name: int(name.removeprefix("layer_")))  # 100 after 11
     rest = {k: stack_layers(v) for k, v in params.items() if k not in names}
     if names:
         rest["layers"] = jax.tree.map(

@@ -324,6 +324,12 @@ def test_scan_and_remat_change_nothing(make_model, make_raw) -> None:
     jax.tree.map(np.testing.assert_array_equal, back, params)
 
 
+def test_more_than_a_hundred_layers_keep_their_order():
+    params = {f"layer_{i:02d}": {"bias": np.full(1, i)} for i in range(103)}
+    stacked = encoder.stack_layers(params)["layers"]["bias"][:, 0]
+    np.testing.assert_array_equal(stacked, np.arange(103))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
