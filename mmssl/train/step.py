@@ -78,7 +78,7 @@ def make_step(
                 )
                 for name, objective in objectives.items()
             }
-            return merged_losses({n: out.losses for n, out in outputs.items()}), outputs
+            return merged({n: out.losses for n, out in outputs.items()}), outputs
 
         back = backward(
             encoded,
@@ -105,7 +105,7 @@ def make_step(
         metrics = {
             "loss": back.total,
             **{f"loss/{name}": value for name, value in back.losses.items()},
-            **{n: v for out in back.aux.values() for n, v in out.metrics.items()},
+            **merged({name: out.metrics for name, out in back.aux.items()}),
             "grad_norm": grad_norm,
             "lr": jnp.asarray(schedule(state.step), jnp.float32),
             "finite": finite,
@@ -127,11 +127,11 @@ def make_step(
     return step
 
 
-def merged_losses(by_objective: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Flat loss names; a name that two objectives give gets its objective's prefix."""
-    names = [name for losses in by_objective.values() for name in losses]
+def merged(by_objective: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Flat names; one that two objectives give gets its objective's prefix."""
+    names = [name for values in by_objective.values() for name in values]
     return {
-        name if names.count(name) == 1 else f"{objective}/{name}": loss
-        for objective, losses in by_objective.items()
-        for name, loss in losses.items()
+        name if names.count(name) == 1 else f"{objective}/{name}": value
+        for objective, values in by_objective.items()
+        for name, value in values.items()
     }
