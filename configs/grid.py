@@ -14,7 +14,7 @@ import ml_collections
 
 def get_config() -> ml_collections.ConfigDict:
     config = common.base()
-    config.steps = 1500
+    config.steps = 600
     config.batch = 64
     config.data.update(
         tokenizer="",
@@ -35,7 +35,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model = {
         "backbone": "shared",
         "size": {"layers": 4, "width": 128, "mlp": 512, "heads": 4},
-        "video": {"patch": (4, 16, 16)},
+        "video": {"patch": (4, 16, 16), "motion": True},
         "audio": {"tokenizer": "log_mel", "window": 400, "hop": 160, "patch": (8, 80)},
         "drop_token": 0.5,
         "drop_per_sample": True,
@@ -63,5 +63,5 @@ def get_config() -> ml_collections.ConfigDict:
         "weight_decay": 0.05,
         "eps": 1e-8,
     }
-    config.checkpoint = {"every": 500, "keep": 2}
+    config.checkpoint = {"every": 200, "keep": 2}
     return config

@@ -61,6 +61,28 @@ def video_patches(
     return x.astype(jnp.float32) * scale - 1.0
 
 
+def motion(
+    tokens: Float[Array, "b t c"], *, grid: tuple[int, ...], frames: int
+) -> Float[Array, "b t c"]:
+    """Takes from every pixel its mean over the clip, then scales the clip to unit RMS.
+
+    What never moves becomes zero: where one camera and one face fill all clips, a still
+    picture tells which clip it is and nothing about its sound, and contrast learns it
+    by heart. Row-wise; a clip without motion (or an absent one) stays zero.
+
+    Args:
+      tokens: of `video_patches`, none dropped.
+      grid: tokens in time, rows, columns.
+      frames: of a tubelet.
+    """
+    b, t, c = tokens.shape
+    x = tokens.reshape(b, grid[0], t // grid[0], frames, c // frames)
+    x = x - x.mean((1, 3), keepdims=True)
+    power = (x * x).mean((1, 2, 3, 4), keepdims=True)
+    # Half a grey level: below it there is only the codec's noise.
+    return (x * jax.lax.rsqrt(power + 0.004**2)).reshape(b, t, c)
+
+
 def wave_patches(audio: jax.Array, *, patch: int = 128) -> Float[Array, "b t c"]:
     """Waveform [b, s], float or int16 -> [b, s/patch, patch] (VATT: patch 128).
 
@@ -157,11 +179,13 @@ class VideoTokenizer:
       frames: frames per clip.
       size: height and width in pixels.
       patch: frames, rows and columns of a tubelet.
+      motion: tokens of what moves only; see `motion`. False: pixels (official).
     """
 
     frames: int
     size: tuple[int, int]
     patch: tuple[int, int, int] = (4, 16, 16)
+    motion: bool = False
 
     axes = ("time", "row", "column")
 
@@ -178,8 +202,10 @@ class VideoTokenizer:
         self, media: jax.Array, present: Bool[Array, "b"]
     ) -> types.ModalityBatch:
         _expect("video", media.shape[1:], (self.frames, *self.size, 3))
-        tokens = video_patches(media, patch=self.patch)
-        return _continuous(tokens, self.spec.grid, present)
+        tokens, grid = video_patches(media, patch=self.patch), self.spec.grid
+        if self.motion:
+            tokens = motion(tokens, grid=grid, frames=self.patch[0])
+        return _continuous(tokens, grid, present)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -179,3 +179,18 @@ def test_drop_tokens_keeps_each_token_equally_often() -> None:
     np.testing.assert_allclose(share, 0.25, atol=0.04)  # four standard deviations
     with pytest.raises(ValueError, match="1 to 8"):
         tokenize.drop_tokens(mb, key=jax.random.key(0), keep=9, per_sample=True)
+
+
+def test_motion_is_what_differs_from_the_clips_mean_at_unit_rms() -> None:
+    r = np.random.default_rng(5)
+    video = r.integers(0, 256, (3, 8, 8, 12, 3)).astype(np.uint8)
+    video[1] = video[1, :1]  # a still clip
+    present = jnp.asarray([True, True, False])
+    tokenizer = tokenize.VideoTokenizer(8, (8, 12), (2, 4, 4), motion=True)
+    got = tokenizer(jnp.asarray(video), present).tokens
+    x = video.astype(np.float64) / 127.5 - 1
+    x = x - x.mean(1, keepdims=True)
+    x /= np.sqrt((x**2).mean((1, 2, 3, 4), keepdims=True) + 0.004**2)
+    want = x.reshape(3, 4, 2, 2, 4, 3, 4, 3).transpose(0, 1, 3, 5, 2, 4, 6, 7)
+    np.testing.assert_allclose(got, want.reshape(got.shape), atol=1e-5)
+    assert not np.any(np.abs(np.asarray(got[1])) > 1e-4)
