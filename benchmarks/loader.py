@@ -15,7 +15,7 @@ from typing import Any
 
 import harness
 
-from mmssl import commands
+from mmssl import commands, streams
 from mmssl.data.clips import ClipRequest
 from mmssl.errors import UserError
 
@@ -105,13 +105,12 @@ def recorded(config: dict[str, Any], pool: Any, *, samples: range) -> list[Job]:
     Raises:
       UserError: some samples have no media.
     """
-    from mmssl import runs
     from mmssl.experiment import Experiment
 
     # One thread: calls come in the order of the stream.
     single = {**config, "data": {**config["data"], "threads": 1}}
     recorder: Any = Recorder(pool)
-    stream = runs.train_pipeline(Experiment(single), recorder)
+    stream = streams.train_pipeline(Experiment(single), recorder)
     with contextlib.closing(stream):
         while stream.seen < samples.stop:
             found = next(stream)
@@ -131,7 +130,6 @@ def recorded(config: dict[str, Any], pool: Any, *, samples: range) -> list[Job]:
 def measure(arguments: argparse.Namespace) -> harness.Measured:
     """Rounds of: the loader, then the bare decoders."""
     from mmssl import config as config_lib
-    from mmssl import runs
     from mmssl.data.pool import DecodePool
     from mmssl.experiment import Experiment
 
@@ -153,7 +151,7 @@ def measure(arguments: argparse.Namespace) -> harness.Measured:
         bare = stack.enter_context(
             multiprocessing.get_context("spawn").Pool(pool.workers, _take, (jobs,))
         )
-        stream = runs.train_pipeline(Experiment(config), pool)
+        stream = streams.train_pipeline(Experiment(config), pool)
         stack.callback(stream.close)
         start = stream.get_state()
 

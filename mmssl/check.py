@@ -13,12 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmssl import config as config_lib
-from mmssl import rng, runs, trees
+from mmssl import rng, streams, trees
 from mmssl.data import device
-from mmssl.data.faults import Limits
 from mmssl.data.pipeline import HostBatch
-from mmssl.data.pool import DecodePool
 from mmssl.errors import UserError
 from mmssl.experiment import Experiment
 from mmssl.parallel import mesh as mesh_lib
@@ -149,10 +146,8 @@ def real_batch(experiment: Experiment) -> RealBatch:
     rows = min(experiment.config["batch"], -(-ROWS // shards) * shards)
     small = Experiment({**experiment.config, "batch": rows})
     with contextlib.ExitStack() as stack:
-        data = small.config["data"]
-        limits = config_lib.build(Limits, "data.limits", **(data.get("limits") or {}))
-        pool = stack.enter_context(DecodePool(data.get("workers"), limits))
-        stream = runs.train_pipeline(small, pool)
+        pool = stack.enter_context(streams.open_pool(small))
+        stream = streams.train_pipeline(small, pool)
         stack.callback(stream.close)
         found: HostBatch = next(stream)
         faults = dict(stream.faults)

@@ -50,8 +50,20 @@ CLOSED = {
 """Keys of the entries that several parts read. The other entries are the keyword
 arguments of one constructor, whose signature is their schema."""
 
-MAY_CHANGE = ("checkpoint", "evals", "log", "mesh", "data.threads", "data.workers")
-"""What a resumed run may set anew: none of it changes what is learned."""
+MAY_CHANGE = (
+    "checkpoint",
+    "evals",
+    "log",
+    "mesh",
+    "data.threads",
+    "data.workers",
+    "data.limits",
+    "data.max_fault_fraction",
+    "data.path",
+    "data.tokenizer",
+)
+"""What a resumed run may set anew: none of it changes what is learned. Datasets and
+tokenizers may move; that they are the same is checked by content."""
 
 
 def load(spec: str, overrides: Sequence[str] = ()) -> dict[str, Any]:

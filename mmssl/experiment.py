@@ -167,6 +167,10 @@ class Experiment:
     @functools.cached_property
     def optimizer(self) -> factory.Optimizer:
         kwargs = {**self.config["optim"], "steps": self.config["steps"]}
+        if self.config["model"].get("frozen_words") and kwargs.get("weight_decay"):
+            # Decoupled decay moves what gets no gradient, too.
+            rows = kwargs.get("no_decay", factory.NO_DECAY)
+            kwargs["no_decay"] = [*rows, "params/text/word/embedding"]
         return config_lib.build(factory.make_optimizer, "optim", **kwargs)
 
     @functools.cached_property

@@ -3,21 +3,17 @@
 import collections
 import contextlib
 import functools
-import hashlib
-import json
 import pathlib
-import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
 from mmssl import config as config_lib
+from mmssl import streams
 from mmssl import workdir as workdir_lib
 from mmssl.data import device, pipeline, records, sources, views
-from mmssl.data.faults import Limits
-from mmssl.data.pool import DecodePool
 from mmssl.errors import UserError
 from mmssl.evals import embeddings, evaluate, retrieval
 from mmssl.experiment import Experiment
@@ -31,102 +27,24 @@ from mmssl.train.state import TrainState
 from mmssl.types import RawBatch
 
 
-@contextlib.contextmanager
-def _pool(experiment: Experiment) -> Iterator[DecodePool]:
-    data = experiment.config["data"]
-    limits = config_lib.build(Limits, "data.limits", **(data.get("limits") or {}))
-    with DecodePool(data.get("workers"), limits) as pool:
-        yield pool
-
-
-def _view(experiment: Experiment, pool: DecodePool, **kwargs: Any) -> views.View:
-    for name, part in views.PARTS.items():
-        entry = experiment.view_kwargs[name]
-        if entry is not None:
-            config_lib.build(part, f"data.{name}", **entry)  # names a mistyped key
-    return config_lib.build(
-        views.View,
-        "data",
-        pool=pool,
-        tokenizer=experiment.tokenizer,
-        **experiment.view_kwargs,
-        **kwargs,
-    )
-
-
-def train_pipeline(experiment: Experiment, pool: DecodePool) -> pipeline.Pipeline:
-    """The endless stream of training batches, this process's rows."""
-    data = experiment.config["data"]
-    split = data.get("split", "train")
-    return pipeline.Pipeline(
-        [(sources.open_dataset(p, split), w) for p, w in experiment.datasets],
-        _view(experiment, pool, train=True),
-        batch=experiment.config["batch"],
-        seed=experiment.config["seed"],
-        train=True,
-        threads=data.get("threads"),
-        shard=(jax.process_index(), jax.process_count()),
-        max_fault_fraction=data.get("max_fault_fraction", 0.1),
-    )
-
-
-def eval_pipeline(
-    experiment: Experiment, pool: DecodePool, *, path: str, split: str
-) -> pipeline.Pipeline:
-    """One pass over a split, in order, without augmentation."""
-    evals = experiment.config["evals"]
-    return pipeline.Pipeline(
-        [(sources.open_dataset(path, split), 1.0)],
-        _view(experiment, pool, train=False, windows=evals.get("windows", 1)),
-        batch=mesh_lib.round_up(evals.get("batch", 64), experiment.mesh),
-        seed=0,
-        train=False,
-        threads=experiment.config["data"].get("threads"),
-        max_fault_fraction=1.0,
-    )
-
-
-def _described(experiment: Experiment) -> dict[str, Any]:
-    """The datasets of a run and what they hold, for data.json."""
-    found = []
-    for path, weight in experiment.datasets:
-        metadata = records.read_metadata(path)
-        report = json.loads((pathlib.Path(path) / records.REPORT_FILE).read_text())
-        files = json.dumps(metadata["files"], sort_keys=True)
-        found.append(
-            {
-                "path": path,
-                "weight": weight,
-                "splits": metadata["splits"],
-                "fingerprint": hashlib.sha256(files.encode()).hexdigest(),
-                **{k: report[k] for k in ("used", "faults", "modalities")},
-                "hours": report["duration_seconds"] / 3600,
-            }
-        )
-    return {"datasets": found, "hardware": hardware()}
-
-
-def hardware() -> str:
-    """The accelerators of this run, in words."""
-    kinds = [d.device_kind for d in jax.devices()]
-    counts = ", ".join(f"{kinds.count(k)} x {k}" for k in sorted(set(kinds)))
-    return f"{counts} ({platform.machine()} host, jax {jax.__version__})"
-
-
 def _claim(folder: pathlib.Path, config: Mapping[str, Any], data: Any) -> None:
     """Makes the workdir this run's, or raises where it is another's."""
     if (folder / workdir_lib.CONFIG).exists():
         remedy = "use a new --workdir, or restore the file from a copy"
         old = workdir_lib.read(folder, workdir_lib.CONFIG, remedy=remedy)
         config_lib.check_same_run(old, config, str(folder))
-        before = workdir_lib.read(folder, workdir_lib.DATA, remedy=remedy)["datasets"]
-        for then, now in zip(before, data["datasets"], strict=True):
-            if then["fingerprint"] != now["fingerprint"]:
-                raise UserError(
-                    f"the dataset {now['path']} is not the one that {folder} was "
-                    "trained on (its files differ); use a new --workdir, or put the "
-                    "dataset back"
-                )
+        before = workdir_lib.read(folder, workdir_lib.DATA, remedy=remedy)
+        then, now = (
+            [(d["fingerprint"], d["weight"]) for d in described["datasets"]]
+            for described in (before, data)
+        )
+        if then != now:
+            raise UserError(
+                f"the data {[d['path'] for d in data['datasets']]} is not what "
+                f"{folder} was trained on, {[d['path'] for d in before['datasets']]} "
+                "(other files or weights); use a new --workdir, or put it back"
+            )
+        _check_tokenizer(before, data.get("tokenizer"), folder)
     elif any(folder.glob("checkpoints/*")):
         raise UserError(
             f"workdir {folder} has checkpoints but no {workdir_lib.CONFIG}; use another"
@@ -136,8 +54,26 @@ def _claim(folder: pathlib.Path, config: Mapping[str, Any], data: Any) -> None:
     workdir_lib.write(folder, workdir_lib.CONFIG, config)
 
 
-def train(config: Mapping[str, Any], workdir: str) -> TrainSummary:
+def _check_tokenizer(
+    described: Mapping[str, Any], found: str | None, folder: pathlib.Path
+) -> None:
+    """Raises UserError where token ids no longer mean what `folder` learned."""
+    if described.get("tokenizer") != found:
+        raise UserError(
+            f"the tokenizer is not the one that {folder} was trained with (the file "
+            "differs); put it back, or name it with --config.data.tokenizer"
+        )
+
+
+def train(
+    config: Mapping[str, Any], workdir: str, *, command: str = ""
+) -> TrainSummary:
     """Pretrains, or continues to pretrain, in `workdir`; prints the closing table.
+
+    Args:
+      config: resolved.
+      workdir: the run's folder.
+      command: how to do it again, for the records.
 
     Raises:
       UserError: anything wrong with the config, the data or the workdir.
@@ -145,10 +81,12 @@ def train(config: Mapping[str, Any], workdir: str) -> TrainSummary:
     experiment, folder = Experiment(config), pathlib.Path(workdir)
     log, saves = config["log"], config["checkpoint"]
     with contextlib.ExitStack() as stack:
-        pool = stack.enter_context(_pool(experiment))
-        data = train_pipeline(experiment, pool)
+        pool = stack.enter_context(streams.open_pool(experiment))
+        data = streams.train_pipeline(experiment, pool)
         stack.callback(data.close)
-        step, described = experiment.step, _described(experiment)
+        step, described = experiment.step, streams.describe(experiment)
+        if command:
+            described["command"] = command
         abstract = experiment.abstract_state()
         folder.mkdir(parents=True, exist_ok=True)
         stack.enter_context(workdir_lib.locked(folder))
@@ -231,9 +169,17 @@ def open_run(workdir: str) -> Experiment:
 
 
 def restore(experiment: Experiment, workdir: str) -> TrainState:
-    """The newest undamaged checkpoint's state."""
-    folder = pathlib.Path(workdir) / "checkpoints"
-    with checkpoint.Checkpointer(folder) as checkpointer:
+    """The newest undamaged checkpoint's state.
+
+    Raises:
+      UserError: there is none, or the tokenizer is not the run's.
+    """
+    folder = pathlib.Path(workdir)
+    described = workdir_lib.read(
+        folder, workdir_lib.DATA, remedy="restore the file from a copy"
+    )
+    _check_tokenizer(described, streams.tokenizer_hash(experiment), folder)
+    with checkpoint.Checkpointer(folder / "checkpoints") as checkpointer:
         restored = checkpointer.restore(experiment.abstract_state())
     for warning in restored.warnings:
         print(f"warning: {warning}; using step {restored.step}", file=sys.stderr)
@@ -281,10 +227,10 @@ def evaluate_run(
     states = {"trained": trained, "random": experiment.init_state()}
     embed = make_embed(experiment)
     fns = {name: functools.partial(embed, state) for name, state in states.items()}
-    with _pool(experiment) as pool:
+    with streams.open_pool(experiment) as pool:
         found = {
             part: embeddings.embed(
-                eval_pipeline(experiment, pool, path=path, split=part), fns
+                streams.eval_pipeline(experiment, pool, path=path, split=part), fns
             )
             for part in dict.fromkeys((learn, judge))
         }
@@ -315,7 +261,6 @@ def export_run(workdir: str, out: str, *, overwrite: bool = False) -> dict[str, 
     config = experiment.config
     info: dict[str, Any] = {
         "name": folder.name,
-        "command": f"mmssl train --workdir {workdir}",
         "config": config,
         "step": int(state.step),
         **{key: config[key] for key in ("steps", "batch", "seed")},
@@ -323,8 +268,10 @@ def export_run(workdir: str, out: str, *, overwrite: bool = False) -> dict[str, 
     for key, name in (("data", workdir_lib.DATA), ("eval", workdir_lib.EVAL)):
         if (folder / name).is_file():
             info[key] = workdir_lib.read(folder, name, remedy="run `mmssl eval` again")
-    info["seconds"] = info.get("data", {}).get("train_seconds", 0.0)
-    info["hardware"] = info.get("data", {}).get("hardware", hardware())
+    for key in ("command", "train_seconds"):
+        if key in info.get("data", {}):
+            info[key.removeprefix("train_")] = info["data"][key]
+    info["hardware"] = info.get("data", {}).get("hardware", streams.hardware())
     return safetensors_export.export(
         params=state.params,
         heads={n: (state.heads[n], state.extras[n]) for n in experiment.objectives},
@@ -348,8 +295,8 @@ def report_run(workdir: str, *, samples: int = 6) -> pathlib.Path:
     examples = result["examples"]
     source = sources.open_dataset(result["data"], result["split"])
     first = range(min(samples, len(source)))
-    with _pool(experiment) as pool:
-        view = _view(experiment, pool, train=False)
+    with streams.open_pool(experiment) as pool:
+        view = streams.make_view(experiment, pool, train=False)
         clips = [_sample(source[i], view) for i in first]
         shown = {clip["id"]: clip for clip in clips}
         for id, row in result["rows"].items():

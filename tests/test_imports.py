@@ -13,7 +13,17 @@ MAX_LINES = 400
 
 LEAF = {"types", "rng", "trees", "errors"}
 NUMERIC = {"jax", "numpy", "jaxtyping", "optax"}
-DOOR = {"cli", "config", "experiment", "runs", "workdir", "check", "commands", "doctor"}
+DOOR = {
+    "cli",
+    "config",
+    "experiment",
+    "runs",
+    "streams",
+    "workdir",
+    "check",
+    "commands",
+    "doctor",
+}
 """Rooms that wire the others together and may import all of them."""
 
 ROOMS: dict[str, set[str]] = {

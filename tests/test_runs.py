@@ -9,7 +9,7 @@ import pytest
 
 import mmssl
 from mmssl import config as config_lib
-from mmssl import rng, runs, trees
+from mmssl import rng, runs, streams, trees
 from mmssl.data import build, demo, device, tokenizer
 from mmssl.errors import UserError
 from mmssl.experiment import Experiment
@@ -144,8 +144,8 @@ def test_evaluate_export_load_and_report(trained, tmp_path):
 
 
 def batch_of(experiment):
-    with runs._pool(experiment) as pool:
-        stream = runs.train_pipeline(experiment, pool)
+    with streams.open_pool(experiment) as pool:
+        stream = streams.train_pipeline(experiment, pool)
         found = next(stream)
         stream.close()
     return found.raw

@@ -1,6 +1,7 @@
 """`mmssl train`."""
 
 import argparse
+import shlex
 from typing import Any
 
 from mmssl import commands
@@ -48,7 +49,9 @@ def train(arguments: argparse.Namespace) -> int:
     from mmssl.train import preemption
 
     config = config_lib.load(arguments.config, arguments.overrides)
-    summary = runs.train(config, arguments.workdir)
+    again = ["mmssl", "train", "--config", arguments.config, "--workdir"]
+    command = shlex.join([*again, arguments.workdir, *arguments.overrides])
+    summary = runs.train(config, arguments.workdir, command=command)
     if summary.interrupted:
         return preemption.REQUEUE_EXIT_CODE
     print(f"next: mmssl eval --workdir {arguments.workdir}")

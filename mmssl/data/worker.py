@@ -59,6 +59,8 @@ def _answer(
 
 def serve(sock: socket.socket, limits: Limits) -> None:
     """Answers requests until the other side closes."""
+    import av.error
+
     while True:
         try:
             header, body = wire.receive(sock, limit=2**40)
@@ -75,6 +77,8 @@ def serve(sock: socket.socket, limits: Limits) -> None:
             reply = {"fault": [fault.fault_class, fault.detail[:500]]}
         except MemoryError as error:
             reply = {"fault": ["memory", str(error)[:500]]}
+        except (av.error.FFmpegError, ArithmeticError) as error:
+            reply = {"fault": ["corrupt", f"{type(error).__name__}: {error}"[:500]]}
         except Exception as error:  # the parent raises it: a bug, not the media's fault
             reply = {"error": f"{type(error).__name__}: {error}"[:2000]}
         del body

@@ -98,6 +98,9 @@ def _classify(
     method: Callable[..., tuple[np.ndarray, float]],
     choice: str,
 ) -> dict[str, Any]:
+    both = len(set(trained.train.ids) & set(trained.test.ids))
+    if both:
+        return {"skipped": f"{both} clips of the judged split are in training as well"}
     train_labels = trained.train.labels[column]
     test_labels = trained.test.labels[column]
     fit = trained.train.rows(modality) & (train_labels != "")

@@ -13,6 +13,7 @@ from mmssl.errors import UserError, nearest
 from mmssl.optim.schedules import Schedule, make_schedule
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
+NO_DECAY = (r"(.*/)?(bias|scale)",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,7 @@ def make_optimizer(
     schedule: str = "quarter_cosine",
     warmup: int = 0,
     weight_decay: float = 0.0,
-    no_decay: Sequence[str] = (r"(.*/)?(bias|scale)",),
+    no_decay: Sequence[str] = NO_DECAY,
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-7,

@@ -1,0 +1,111 @@
+"""The data of a run: decode pool, streams of batches, what the datasets hold."""
+
+import contextlib
+import hashlib
+import json
+import pathlib
+import platform
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from mmssl import config as config_lib
+from mmssl.data import pipeline, records, sources, views
+from mmssl.data.faults import Limits
+from mmssl.data.pool import DecodePool
+from mmssl.experiment import Experiment
+from mmssl.parallel import mesh as mesh_lib
+
+
+@contextlib.contextmanager
+def open_pool(experiment: Experiment) -> Iterator[DecodePool]:
+    """Worker processes under the config's limits."""
+    data = experiment.config["data"]
+    limits = config_lib.build(Limits, "data.limits", **(data.get("limits") or {}))
+    with DecodePool(data.get("workers"), limits) as pool:
+        yield pool
+
+
+def make_view(experiment: Experiment, pool: DecodePool, **kwargs: Any) -> views.View:
+    """From records to examples as the config wants them; `train`, `windows` added."""
+    for name, part in views.PARTS.items():
+        entry = experiment.view_kwargs[name]
+        if entry is not None:
+            config_lib.build(part, f"data.{name}", **entry)  # names a mistyped key
+    return config_lib.build(
+        views.View,
+        "data",
+        pool=pool,
+        tokenizer=experiment.tokenizer,
+        **experiment.view_kwargs,
+        **kwargs,
+    )
+
+
+def train_pipeline(experiment: Experiment, pool: DecodePool) -> pipeline.Pipeline:
+    """The endless stream of training batches, this process's rows."""
+    data = experiment.config["data"]
+    split = data.get("split", "train")
+    return pipeline.Pipeline(
+        [(sources.open_dataset(p, split), w) for p, w in experiment.datasets],
+        make_view(experiment, pool, train=True),
+        batch=experiment.config["batch"],
+        seed=experiment.config["seed"],
+        train=True,
+        threads=data.get("threads"),
+        shard=(jax.process_index(), jax.process_count()),
+        max_fault_fraction=data.get("max_fault_fraction", 0.1),
+    )
+
+
+def eval_pipeline(
+    experiment: Experiment, pool: DecodePool, *, path: str, split: str
+) -> pipeline.Pipeline:
+    """One pass over a split, in order, without augmentation."""
+    evals = experiment.config["evals"]
+    return pipeline.Pipeline(
+        [(sources.open_dataset(path, split), 1.0)],
+        make_view(experiment, pool, train=False, windows=evals.get("windows", 1)),
+        batch=mesh_lib.round_up(evals.get("batch", 64), experiment.mesh),
+        seed=0,
+        train=False,
+        threads=experiment.config["data"].get("threads"),
+        max_fault_fraction=1.0,
+    )
+
+
+def describe(experiment: Experiment) -> dict[str, Any]:
+    """The datasets of a run and what they hold, its tokenizer, for data.json."""
+    found = []
+    for path, weight in experiment.datasets:
+        metadata = records.read_metadata(path)
+        report = json.loads((pathlib.Path(path) / records.REPORT_FILE).read_text())
+        files = json.dumps(metadata["files"], sort_keys=True)
+        found.append(
+            {
+                "path": path,
+                "weight": weight,
+                "splits": metadata["splits"],
+                "fingerprint": hashlib.sha256(files.encode()).hexdigest(),
+                **{k: report[k] for k in ("used", "faults", "modalities")},
+                "hours": report["duration_seconds"] / 3600,
+            }
+        )
+    described: dict[str, Any] = {"datasets": found, "hardware": hardware()}
+    if experiment.tokenizer_path is not None:
+        described["tokenizer"] = tokenizer_hash(experiment)
+    return described
+
+
+def tokenizer_hash(experiment: Experiment) -> str | None:
+    """SHA-256 of the tokenizer's file; None without text."""
+    path = experiment.tokenizer_path
+    return None if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def hardware() -> str:
+    """The accelerators of this run, in words."""
+    kinds = [d.device_kind for d in jax.devices()]
+    counts = ", ".join(f"{kinds.count(k)} x {k}" for k in sorted(set(kinds)))
+    return f"{counts} ({platform.machine()} host, jax {jax.__version__})"
