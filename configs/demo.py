@@ -15,7 +15,7 @@ import ml_collections
 
 def get_config() -> ml_collections.ConfigDict:
     config = common.base()
-    config.steps = 240
+    config.steps = 160
     config.batch = 32
     config.data.update(
         seconds=2.0,
@@ -28,7 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
             "colour": 0.0,  # colour is one of the things said
         },
         audio={"rate": 16000, "noise": 0.01},
-        text={"length": 16, "candidates": 3},
+        text={"length": 12, "candidates": 2},
     )
     config.model = {
         "backbone": "shared",
@@ -51,12 +51,12 @@ def get_config() -> ml_collections.ConfigDict:
         "peak_lr": 2e-3,
         "end_lr": 0.0,
         "schedule": "half_cosine",
-        "warmup": 30,
+        "warmup": 20,
         "weight_decay": 0.05,
         "b2": 0.98,
         "eps": 1e-8,
         "grad_clip": 1.0,
     }
-    config.checkpoint = {"every": 120, "keep": 2}
+    config.checkpoint = {"every": 80, "keep": 2}
     config.log = {"every": 10, "tensorboard": True, "max_nonfinite": 10}
     return config

@@ -14,7 +14,7 @@ import ml_collections
 
 def get_config() -> ml_collections.ConfigDict:
     config = common.base()
-    config.steps = 600
+    config.steps = 1500
     config.batch = 64
     config.data.update(
         tokenizer="",
@@ -63,5 +63,5 @@ def get_config() -> ml_collections.ConfigDict:
         "weight_decay": 0.05,
         "eps": 1e-8,
     }
-    config.checkpoint = {"every": 200, "keep": 2}
+    config.checkpoint = {"every": 500, "keep": 2}
     return config

@@ -103,10 +103,22 @@ def test_another_config_or_dataset_is_refused(trained, load, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(trained, other)
     data = json.loads((other / "data.json").read_text())
-    data["datasets"][0]["fingerprint"] = "0" * 64
+    fingerprint, data["datasets"][0]["fingerprint"] = (
+        data["datasets"][0]["fingerprint"],
+        "0" * 64,
+    )
     (other / "data.json").write_text(json.dumps(data))
-    with pytest.raises(UserError, match="is not the one"):
+    with pytest.raises(UserError, match=r"is not what .* was trained on"):
         runs.train(load(), str(other))
+    data["datasets"][0]["fingerprint"] = fingerprint
+    data["tokenizer"] = "0" * 64
+    (other / "data.json").write_text(json.dumps(data))
+    for again in (
+        lambda: runs.train(load(), str(other)),
+        lambda: runs.restore(runs.open_run(str(other)), str(other)),
+    ):
+        with pytest.raises(UserError, match="tokenizer is not the one"):
+            again()
 
 
 def test_a_wrong_config_leaves_no_workdir(load, tmp_path):

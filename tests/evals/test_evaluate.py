@@ -93,6 +93,18 @@ def test_no_shared_class_is_skipped():
     assert "no class of the test split" in cell["skipped"]
 
 
+def test_classifiers_never_judge_the_clips_they_learned_from():
+    one = arm(True)
+    mixed = dataclasses.replace(one.test, ids=(one.train.ids[0], *one.test.ids[1:]))
+    found = evaluate(Arm(one.train, mixed), Arm(one.train, mixed))
+    for section in ("probe", "knn"):
+        for column in found[section]["video"].values():
+            assert column == {
+                "skipped": "1 clips of the judged split are in training as well"
+            }
+    assert found["retrieval"]
+
+
 def test_json_and_rows(result):
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     rows = table_rows(result)
