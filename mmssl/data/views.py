@@ -72,6 +72,13 @@ class AudioView:
     rate: int = 48000
     noise: float = 0.01
 
+    def __post_init__(self) -> None:
+        if self.rate < 1 or self.noise < 0:
+            raise ValueError(
+                f"rate must be at least 1 Hz and noise not negative; found rate "
+                f"{self.rate}, noise {self.noise}"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class TextView:
@@ -89,6 +96,11 @@ class TextView:
     source: str = "segments"
 
     def __post_init__(self) -> None:
+        if self.length < 1 or self.candidates < 1:
+            raise ValueError(
+                f"length and candidates must be at least 1; found length "
+                f"{self.length}, candidates {self.candidates}"
+            )
         if self.source not in ("segments", "words"):
             raise ValueError(
                 f"source must be 'segments' or 'words', found {self.source!r}"

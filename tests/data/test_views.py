@@ -11,7 +11,7 @@ from mmssl.data import text as text_lib
 from mmssl.data.media import Clip, ClipRequest
 from mmssl.data.pool import DecodePool, MediaFault
 from mmssl.data.records import Record, Segment, Word, example_id
-from mmssl.data.views import View
+from mmssl.data.views import PARTS, View
 from mmssl.errors import UserError
 from tests.data import media_files
 
@@ -248,3 +248,12 @@ def test_tokenizer_files(tmp_path, words) -> None:
             path.write_bytes(content)
         with pytest.raises(UserError, match=match):
             text_lib.load_tokenizer(path)
+
+
+@pytest.mark.parametrize(
+    ("part", "wrong"),
+    [("audio", {"rate": 0}), ("audio", {"noise": -1.0}), ("text", {"candidates": 0})],
+)
+def test_numbers_out_of_range_are_refused(part: str, wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        PARTS[part](**wrong)  # pyright: ignore[reportArgumentType]
