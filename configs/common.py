@@ -83,3 +83,30 @@ def vatt_optim() -> dict[str, Any]:
         "schedule": "quarter_cosine",
         "warmup": 10_000,
     }
+
+
+def vatt(**model: Any) -> Any:
+    """VATT's pretraining: input, losses, optimizer, and what all its models share.
+
+    Args:
+      **model: keyword arguments of `models.build_model` beside the shared ones.
+    """
+    config = base()
+    config.steps = 500_000
+    config.batch = 2048
+    config.data.update(vatt_data())
+    config.model = {
+        "video": {"patch": (4, 16, 16)},
+        "audio": {"tokenizer": "wave", "patch": 128},
+        "drop_token": 0.5,
+        "dropout": 0.1,
+        "word_width": 300,
+        "dtype": "bfloat16",
+        "scan": True,
+        "remat": "none",
+        **model,
+    }
+    config.objectives = {"vatt": vatt_objective()}
+    config.optim = vatt_optim()
+    config.checkpoint = {"every": 10_000, "keep": 50}
+    return config

@@ -11,24 +11,4 @@ import ml_collections
 
 
 def get_config(size: str = "medium") -> ml_collections.ConfigDict:
-    config = common.base()
-    config.steps = 500_000
-    config.batch = 2048
-    config.data.update(common.vatt_data())
-    config.model = {
-        "backbone": "shared",
-        "size": size,
-        "video": {"patch": (4, 16, 16)},
-        "audio": {"tokenizer": "wave", "patch": 128},
-        "drop_token": 0.5,
-        "dropout": 0.1,
-        "pooled_width": 1024,
-        "word_width": 300,
-        "dtype": "bfloat16",
-        "scan": True,
-        "remat": "none",
-    }
-    config.objectives = {"vatt": common.vatt_objective()}
-    config.optim = common.vatt_optim()
-    config.checkpoint = {"every": 10_000, "keep": 50}
-    return config
+    return common.vatt(backbone="shared", size=size, pooled_width=1024)

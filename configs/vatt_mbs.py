@@ -17,24 +17,7 @@ def get_config(sizes: str = "mbs") -> ml_collections.ConfigDict:
         raise ValueError(
             f"expected three of {'/'.join(SIZES)} such as mbs, not {sizes!r}"
         )
-    config = common.base()
-    config.steps = 500_000
-    config.batch = 2048
-    config.data.update(common.vatt_data())
     video, audio, text = (SIZES[letter] for letter in sizes)
-    config.model = {
-        "backbone": "specific",
-        "size": {"video": video, "audio": audio, "text": text},
-        "video": {"patch": (4, 16, 16)},
-        "audio": {"tokenizer": "wave", "patch": 128},
-        "drop_token": 0.5,
-        "dropout": 0.1,
-        "word_width": 300,
-        "dtype": "bfloat16",
-        "scan": True,
-        "remat": "none",
-    }
-    config.objectives = {"vatt": common.vatt_objective()}
-    config.optim = common.vatt_optim()
-    config.checkpoint = {"every": 10_000, "keep": 50}
-    return config
+    return common.vatt(
+        backbone="specific", size={"video": video, "audio": audio, "text": text}
+    )
