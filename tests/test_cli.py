@@ -261,6 +261,20 @@ def test_a_built_dataset_is_valid(run: Run, world: pathlib.Path) -> None:
     assert "24/24 records" in err
 
 
+def test_copies_on_both_sides_of_a_split_are_told(
+    run: Run, world: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    clip = next((world / "media" / "media").glob("*.mp4"))
+    for name in "abcdefghijkl":
+        shutil.copy(clip, tmp_path / f"{name}.mp4")
+    command = f"data build --folder {tmp_path} --out {tmp_path}/data"
+    code, out, _ = run(*command.split(), "--splits", "train=0.5,test=0.5")
+    assert code == 0
+    assert "warning: 1 media with the same bytes in more than one split" in out
+    assert "mp4 (train)" in out
+    assert "mp4 (test)" in out
+
+
 def test_a_damaged_dataset_is_not(
     run: Run, world: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

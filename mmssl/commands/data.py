@@ -57,8 +57,8 @@ def _add_build(members: Any) -> None:
         metavar="NAME=SHARE,...",
         type=_splits,
         default="train=0.9,test=0.1",
-        help="shares by hash of the id, so a clip never changes sides "
-        "(default: %(default)s)",
+        help="shares by hash of the group, or of the id, so a clip never changes "
+        "sides (default: %(default)s)",
     )
     parser.add_argument(
         "--workers",
@@ -170,7 +170,17 @@ def build(arguments: argparse.Namespace) -> None:
         if counts:
             rows = [(k, n, ", ".join(files[k][:3])) for k, n in counts.items()]
             print("\n" + commands.table(rows, header=(title, "files", "such as")))
-    if done.faults or done.partial:
+    if done.leaks:
+        pairs = (
+            " = ".join(f"{ids[0]} ({split})" for split, ids in places.items())
+            for places in done.leaks[:3]
+        )
+        print(
+            f"\nwarning: {len(done.leaks)} media with the same bytes in more than one "
+            f"split, such as {', '.join(pairs)}; remove the copies, or give their "
+            'rows one "group" in the manifest: it is hashed in place of the id'
+        )
+    if done.faults or done.partial or done.leaks:
         print(f"\nall of them: {os.path.join(arguments.out, 'build_report.json')}")
     if done.modalities["text"]:
         print(f"\nnext: mmssl data tokenizer --data {arguments.out}")

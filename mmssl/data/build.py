@@ -43,6 +43,8 @@ class BuildReport:
       partial_files: the files of `partial`.
       details: file to what was seen, for both kinds.
       splits: name to rows.
+      leaks: byte-identical media that lie in more than one split: for each, split to
+        ids.
       labels: column to {class: rows}.
       modalities: "video", "audio", "text" to rows that have it.
       duration_seconds: of all used media together.
@@ -60,6 +62,7 @@ class BuildReport:
     partial_files: dict[str, list[str]]
     details: dict[str, list[str]]
     splits: dict[str, int]
+    leaks: list[dict[str, list[str]]]
     labels: dict[str, dict[str, int]]
     modalities: dict[str, int]
     duration_seconds: float
@@ -103,8 +106,20 @@ def _by_class(
     )
 
 
+def _leaks(by_split: Mapping[str, list[intake.Checked]]) -> list[dict[str, list[str]]]:
+    """Media that lie in more than one split, each as {split: ids}."""
+    found: dict[str, dict[str, list[str]]] = collections.defaultdict(dict)
+    for split, rows in by_split.items():
+        for c in rows:
+            if c.sha256:
+                found[c.sha256].setdefault(split, []).append(c.row.id)
+    return [places for places in found.values() if len(places) > 1]
+
+
 def _report(
-    checked: list[intake.Checked], split_names: Iterable[str], splits: Mapping[str, int]
+    checked: list[intake.Checked],
+    split_names: Iterable[str],
+    by_split: Mapping[str, list[intake.Checked]],
 ) -> dict[str, Any]:
     used = [c for c in checked if c.fault is None]
     files, partial_files = _by_class(checked)
@@ -125,7 +140,8 @@ def _report(
         "partial": {name: len(paths) for name, paths in partial_files.items()},
         "partial_files": partial_files,
         "details": dict(sorted(details.items())),
-        "splits": {name: splits.get(name, 0) for name in split_names},
+        "splits": {name: len(by_split.get(name, ())) for name in split_names},
+        "leaks": _leaks(by_split),
         "labels": {k: dict(sorted(v.items())) for k, v in sorted(labels.items())},
         "modalities": {name: sum(c.has(name) for c in used) for name in names},
         "duration_seconds": sum(c.probe["duration"] for c in used if c.probe),
@@ -210,8 +226,9 @@ def build(
       folder: media files with text beside them (see manifest.scan_folder).
       out: a new folder; gets ArrayRecord shards, TFDS's own JSON files, `mmssl.json`
         (schema version, label columns, SHA-256 of every file) and `build_report.json`.
-      splits: name to fraction, by hash of the id (see splits.split_of); default
-        {"train": 0.9, "test": 0.1}. A split that gets no row is not written.
+      splits: name to fraction, by hash of a row's group, or of its id (see
+        splits.split_of); default {"train": 0.9, "test": 0.1}. A split that gets no row
+        is not written.
       workers: decoding processes; default one per core.
       limits: what one file may cost.
       pool: an open pool to use instead of workers and limits.
@@ -243,8 +260,9 @@ def build(
         _refuse_nothing(source.source, checked)
         used: dict[str, list[intake.Checked]] = {}
         for c in (c for c in checked if c.fault is None):
-            used.setdefault(splits_lib.split_of(c.row.id, splits), []).append(c)
-        report = _report(checked, splits, {k: len(v) for k, v in used.items()})
+            split = splits_lib.split_of(c.row.group or c.row.id, splits)
+            used.setdefault(split, []).append(c)
+        report = _report(checked, splits, used)
         _refuse_without_room(out, report["bytes"])
         shards = _write(new / "tfds", used, source.label_columns, progress)
         metadata = {

@@ -18,7 +18,7 @@ from mmssl.data import captions
 from mmssl.data.records import Segment, Word
 from mmssl.errors import UserError
 
-KEYS = ("id", "media", "text", "segments", "words", "labels", "meta")
+KEYS = ("id", "group", "media", "text", "segments", "words", "labels", "meta")
 
 # Names other tools use, which must not slip into `meta` unread.
 _ALIASES = {
@@ -54,6 +54,7 @@ class Row:
       where: "line 3", or the path of the file in a folder.
       faults: (class, detail) of what could not be read beside the media (a caption
         file of a folder); the row is used without it.
+      group: rows of one group are in one split; "" for a row on its own.
     """
 
     id: str
@@ -65,6 +66,7 @@ class Row:
     meta: Mapping[str, Any]
     where: str
     faults: tuple[tuple[str, str], ...] = ()
+    group: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,6 +193,7 @@ def _row(fields: _Fields, source: pathlib.Path, where: str, checks: _Checks) -> 
     extras = fields.extras()
     media = fields.string("media", "the path of a media file, relative to the manifest")
     id = fields.string("id", "a non-empty string") or media
+    group = fields.string("group", "a non-empty string")
     segments = fields.texts("text", captions.parse_text) + fields.texts(
         "segments", captions.parse_segments
     )
@@ -215,8 +218,11 @@ def _row(fields: _Fields, source: pathlib.Path, where: str, checks: _Checks) -> 
         segments=segments,
         words=words,
         labels=labels,
-        meta=extras | fields.mapping("meta", "an object of extra facts"),
+        meta=extras
+        | fields.mapping("meta", "an object of extra facts")
+        | ({"group": group} if group else {}),
         where=where,
+        group=group,
     )
 
 
@@ -245,7 +251,8 @@ def _lines(source: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     """Reads and checks a JSONL manifest: one JSON object a line.
 
-    Keys of a row: `id` (default: `media` as written), `media` (path
+    Keys of a row: `id` (default: `media` as written), `group` (what the clips of one
+    source share: they go into one split; kept in `meta` too), `media` (path
     relative to the manifest; absent for text-only rows), `text` (string or list of
     strings, for the whole clip), `segments` and `words` (timed, see captions.py),
     `labels` {column: string or number}, `meta` {any: JSON}. Other keys are kept in

@@ -1,4 +1,4 @@
-"""Which split an id belongs to: by hash, never by order."""
+"""Which split a clip belongs to: by hash, never by order."""
 
 import hashlib
 import re
@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from mmssl.errors import UserError
 
 
-def split_of(id: str, splits: Mapping[str, float]) -> str:
-    """The split of an id: a pure function of the id, the names and the fractions.
+def split_of(key: str, splits: Mapping[str, float]) -> str:
+    """The split of a clip's group, or of its id if it has none.
 
-    A uniform number from the id's SHA-256 is compared with the running sum of the
-    fractions, in the order given, so an id never moves when a manifest grows.
+    A pure function of the key, the names and the fractions: a uniform number from the
+    key's SHA-256 is compared with the running sum of the fractions, in the order given,
+    so a clip never moves when a manifest grows.
     """
-    digest = hashlib.sha256(id.encode()).digest()
+    digest = hashlib.sha256(key.encode()).digest()
     # Other bytes than `records.example_id`: a split is no range of example ids.
     uniform = int.from_bytes(digest[8:16], "big") / 2**64
     edge = 0.0

@@ -139,6 +139,25 @@ def test_a_split_without_rows_is_reported_and_not_written(tmp_path):
     assert report.splits == {"a": 0, "b": 1}
 
 
+def test_a_group_is_on_one_side_and_copies_on_both_are_told(tmp_path):
+    halves = {"train": 0.5, "test": 0.5}
+    (tmp_path / "m.mp4").write_bytes(b"one recording")
+    rows = [{"id": id, "media": "m.mp4"} for id in "abcdefgh"]
+    path = tmp_path / "m.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, report = make(tmp_path, 0, folder=None, manifest=path, splits=halves)
+    sides = {"train": ["b", "c", "d", "e", "f", "h"], "test": ["a", "g"]}
+    assert report.leaks == [{name: sides[name] for name in report.leaks[0]}]
+
+    rows = [row | {"group": "recording"} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "grouped"
+    _, report = make(tmp_path, 0, folder=None, manifest=path, splits=halves, out=out)
+    side = splits.split_of("recording", halves)
+    assert (report.splits[side], report.leaks) == (8, [])
+    assert sources.open_dataset(out, side)[0].meta["group"] == "recording"
+
+
 def test_the_same_input_gives_the_same_files(tmp_path):
     out, _ = make(tmp_path, 20)
     other, _ = make(tmp_path, 20, out=tmp_path / "again" / "ds")

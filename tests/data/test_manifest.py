@@ -26,6 +26,7 @@ def test_a_full_row_and_defaults(tmp_path):
         "labels": {"color": "red", "size": None},
         "meta": {"swapped": ""},
         "fold": 3,
+        "group": "speaker 1",
     }
     path = write(tmp_path, full, "", {"media": "a.b/y.mp4"}, {"id": "z", "text": "t"})
     result = manifest.read_manifest(path)
@@ -35,7 +36,8 @@ def test_a_full_row_and_defaults(tmp_path):
     assert math.isnan(x.segments[0].start)
     assert x.words[0].end == 1.5
     assert x.labels == {"color": "red"}
-    assert x.meta == {"swapped": "", "fold": 3}
+    assert (x.group, y.group) == ("speaker 1", "")
+    assert x.meta == {"swapped": "", "fold": 3, "group": "speaker 1"}
     assert result.extra_keys == {"fold": 1}
     assert result.label_columns == ("color",)
     assert (y.id, y.where) == ("a.b/y.mp4", "line 3")
@@ -84,6 +86,7 @@ ROW = {"id": "a"} | TEXT
         ([{"text": "t"}], r"line 1, field 'id': expected an id, found none; name"),
         ([{"id": "a"}], r"field 'media': expected media or text, found neither"),
         ([{"id": 3, "text": "t"}], r"field 'id': expected a non-empty string, found 3"),
+        ([ROW | {"group": 3}], r"field 'group': expected a non-empty string, found 3"),
         ([ROW | {"media": 3}], r"field 'media': expected the path.*found 3"),
         ([ROW | {"labels": ["a"]}], r"field 'labels': expected \{column: class\}"),
         (
@@ -159,7 +162,7 @@ def test_names_and_texts_that_are_not_unicode(tmp_path):
 SPLITS = {"train": 0.8, "validation": 0.1, "test": 0.1}
 
 
-def test_splits_depend_on_the_id_alone():
+def test_splits_depend_on_the_key_alone():
     ids = [f"clip{i}" for i in range(4000)]
     got = [splits.split_of(id, SPLITS) for id in ids]
     assert got == [splits.split_of(id, SPLITS) for id in ids]
