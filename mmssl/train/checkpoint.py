@@ -159,6 +159,7 @@ class Checkpointer:
 
         Raises:
           DamagedError: a file is missing, cut, or holds other bytes than were saved.
+          UserError: no permission to read it.
         """
         return integrity.verify(self._at(step))
 
@@ -171,8 +172,8 @@ class Checkpointer:
           step: this checkpoint only, no falling back.
 
         Raises:
-          UserError: there is none or none undamaged; it belongs to another
-            configuration; its arrays differ from `like`'s in name, shape or dtype.
+          UserError: there is none or none undamaged; no permission to read it; it
+            belongs to another configuration; its arrays differ from `like`'s in name, shape or dtype.
         """
         steps = self.steps() if step is None else [step]
         if not steps or (step is not None and step not in self.steps()):

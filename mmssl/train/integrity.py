@@ -7,6 +7,8 @@ from typing import Any
 
 from etils import epath
 
+from mmssl.errors import UserError
+
 NAME = "manifest.json"
 
 
@@ -48,11 +50,25 @@ def verify(folder: epath.Path) -> dict[str, Any]:
 
     Raises:
       DamagedError: a file is missing, cut, or holds other bytes than were sealed.
+      UserError: no permission to read a file: it may well be whole.
     """
+    try:
+        return _verified(folder)
+    except PermissionError as error:
+        raise UserError(
+            f"{error.filename or folder} cannot be read: {error.strerror}; give "
+            "yourself access to it, then run the same command again"
+        ) from error
+    except OSError as error:
+        where = error.filename or folder
+        raise DamagedError(f"{where} cannot be read: {error.strerror}") from error
+
+
+def _verified(folder: epath.Path) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / NAME).read_bytes())
         claimed = manifest.pop("sha256")
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError) as error:
         raise DamagedError(f"{folder / NAME} cannot be read: {error}") from error
     if claimed != _self_hash(manifest):
         raise DamagedError(f"{folder / NAME} does not match its own SHA-256")

@@ -21,7 +21,11 @@ class MetricWriter(Protocol):
         ...
 
     def truncate(self, step: int) -> None:
-        """Forgets rows after `step`: a resumed run writes them again."""
+        """Forgets rows after `step`: a resumed run writes them again.
+
+        Raises:
+          UserError: the disk is full, or closed to us.
+        """
         ...
 
     def flush(self) -> None: ...
@@ -52,15 +56,18 @@ class _JsonLines:
     def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
         """Drops whole rows that are not wanted and lines that are not JSON objects."""
         self.close()
-        if not self.path.is_file():
-            return
-        text = self.path.read_text(encoding="utf-8")
-        lines = text.split("\n")
-        kept = "".join(f"{x}\n" for x in lines if (row := _parsed(x)) and wanted(row))
-        if kept != text:
-            partial = self.path.with_name(self.path.name + ".partial")
-            partial.write_text(kept, encoding="utf-8")
-            partial.replace(self.path)
+        try:
+            if not self.path.is_file():
+                return
+            text = self.path.read_text(encoding="utf-8", errors="replace")
+            rows = ((line, _parsed(line)) for line in text.split("\n"))
+            kept = "".join(f"{line}\n" for line, row in rows if row and wanted(row))
+            if kept != text:
+                partial = self.path.with_name(self.path.name + ".partial")
+                partial.write_text(kept, encoding="utf-8")
+                partial.replace(self.path)
+        except OSError as error:
+            raise disk_error(self.path, error) from error
 
     def close(self) -> None:
         if self._file is not None:

@@ -1,5 +1,7 @@
 """Checkpoints: what is restored is what was saved, or it is refused by name."""
 
+import errno
+import os
 import pathlib
 import shutil
 import threading
@@ -133,6 +135,27 @@ def test_a_changed_manifest_is_damage_too(tmp_path):
     manifest.write_text(manifest.read_text().replace('"next": 1', '"next": 2'))
     with pytest.raises(integrity.DamagedError, match="does not match its own SHA-256"):
         Checkpointer(tmp_path).verify(1)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "array data"])
+def test_a_file_closed_to_us_is_not_taken_for_damage(tmp_path, monkeypatch, name):
+    fill(tmp_path, [1, 2])
+    closed = tmp_path / "2" / name if "." in name else payload(tmp_path / "2")[-1]
+    fault, read = errno.EACCES, open
+
+    def opened(file, *args, **kwargs):  # as root, chmod closes nothing
+        if str(file) == str(closed):
+            raise OSError(fault, os.strerror(fault), str(file))
+        return read(file, *args, **kwargs)
+
+    monkeypatch.setattr("builtins.open", opened)
+    with Checkpointer(tmp_path) as checkpointer:
+        with pytest.raises(UserError, match=f"{closed} cannot be read: Permission"):
+            checkpointer.restore(state_at(0))
+        fault = errno.EIO
+        restored = checkpointer.restore(state_at(0))
+    assert restored.step == 1
+    assert f"{closed} cannot be read: Input/output" in restored.warnings[0]
 
 
 def test_incomplete_folders_do_not_count(tmp_path):

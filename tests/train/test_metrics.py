@@ -1,6 +1,8 @@
 """Writers: one JSON object a line, no duplicate steps after a resume."""
 
+import errno
 import json
+import pathlib
 import sys
 
 import numpy as np
@@ -56,6 +58,29 @@ def test_full_disk_is_a_user_error():
     with pytest.raises(UserError, match=r"/dev/full: No space left.*free disk space"):
         writer.write(1, {"loss": 0.0})
     writer.close()
+
+
+def test_a_full_disk_on_going_back_is_a_user_error_and_loses_no_row(
+    tmp_path, monkeypatch
+):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "metrics.jsonl"
+    writer = JsonlWriter(path)
+    for step in (1, 2):
+        writer.write(step, {"loss": 0.0})
+    monkeypatch.setattr(pathlib.Path, "write_text", full)
+    with pytest.raises(UserError, match=r"metrics.jsonl: No space left.*free disk"):
+        writer.truncate(1)
+    assert steps(path) == [1, 2]
+
+
+def test_bytes_that_are_no_text_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n\xff\x00\n{"step": 2}\n')
+    JsonlWriter(path).truncate(9)
+    assert steps(path) == [1, 2]
 
 
 def test_tensorboard_rows_and_purge(tmp_path):
