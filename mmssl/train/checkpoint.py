@@ -173,7 +173,8 @@ class Checkpointer:
 
         Raises:
           UserError: there is none or none undamaged; no permission to read it; it
-            belongs to another configuration; its arrays differ from `like`'s in name, shape or dtype.
+            belongs to another configuration; its arrays differ from `like`'s in name,
+            shape or dtype.
         """
         steps = self.steps() if step is None else [step]
         if not steps or (step is not None and step not in self.steps()):

@@ -22,10 +22,7 @@ def seal(folder: epath.Path, meta: Mapping[str, Any]) -> None:
     It appears whole or not at all, and last, so a folder with a manifest is complete.
     """
     files = {
-        str((parent / name).relative_to(folder)): [
-            (parent / name).stat().length,
-            _file_hash(parent / name),
-        ]
+        str((parent / name).relative_to(folder)): _content(parent / name)
         for parent, _, names in folder.walk()
         for name in names
     }
@@ -76,21 +73,23 @@ def _verified(folder: epath.Path) -> dict[str, Any]:
         path = folder / name
         if not path.exists():
             raise DamagedError(f"{path} is missing")
-        if path.stat().length != size:
-            raise DamagedError(
-                f"{path} has {path.stat().length} bytes, {size} were written"
-            )
-        if _file_hash(path) != digest:
+        found_size, found_digest = _content(path)
+        if found_size != size:
+            raise DamagedError(f"{path} has {found_size} bytes, {size} were written")
+        if found_digest != digest:
             raise DamagedError(f"{path} does not match its SHA-256: bytes changed")
     return manifest
 
 
-def _file_hash(path: epath.Path) -> str:
-    digest = hashlib.sha256()
+def _content(path: epath.Path) -> list[Any]:
+    """[bytes, SHA-256] of a file."""
+    # Not `epath.Path.stat`: it fails for an owner without a name, as in a container.
+    size, digest = 0, hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
+            size += len(chunk)
             digest.update(chunk)
-    return digest.hexdigest()
+    return [size, digest.hexdigest()]
 
 
 def _self_hash(manifest: Mapping[str, Any]) -> str:

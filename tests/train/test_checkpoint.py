@@ -173,6 +173,15 @@ def test_incomplete_folders_do_not_count(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["3", "7"]
 
 
+def test_an_owner_without_a_name(tmp_path, monkeypatch):
+    def nameless(uid):  # as in a container that runs as any user
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr("pwd.getpwuid", nameless)
+    fill(tmp_path, [1])
+    assert Checkpointer(tmp_path).restore(state_at(0)).step == 1
+
+
 def test_nothing_to_restore(tmp_path):
     checkpointer = Checkpointer(tmp_path / "none")
     assert checkpointer.latest() is None
