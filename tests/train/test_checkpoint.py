@@ -227,7 +227,7 @@ def test_failure_in_the_background_surfaces(tmp_path, monkeypatch):
         checkpointer.save(state_at(1), {}, step=1)
         checkpointer.wait()
         with monkeypatch.context() as patch:
-            patch.setattr(integrity, "_file_hash", full)
+            patch.setattr(integrity, "_content", full)
             checkpointer.save(state_at(2), {}, step=2)
             with pytest.raises(UserError, match=r"2 could not be saved.*No space") as e:
                 checkpointer.save(state_at(3), {}, step=3)
