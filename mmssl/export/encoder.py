@@ -307,7 +307,8 @@ def from_folder(folder: pathlib.Path, *, batch: int = BATCH) -> Encoder:
     """Builds the encoder of a folder whose hashes are taken as right.
 
     Raises:
-      UserError: config.json and the weights do not fit.
+      UserError: config.json and the weights do not fit, or its tokenizer is not in the
+        folder.
     """
     config = json.loads((folder / "config.json").read_bytes())
     kwargs = dict(config["model"])
@@ -322,7 +323,10 @@ def from_folder(folder: pathlib.Path, *, batch: int = BATCH) -> Encoder:
     if config["tokenizer"] is not None:
         from mmssl.data import text
 
-        tokenizer = text.load_tokenizer(folder / config["tokenizer"])
+        name = config["tokenizer"]
+        tokenizer = text.load_tokenizer(
+            manifest.own_file(folder, name, entry="config.json tokenizer")
+        )
     return Encoder(
         model=model,
         params=held["model"],

@@ -50,6 +50,23 @@ def seal(folder: pathlib.Path, fields: Mapping[str, Any]) -> dict[str, Any]:
     return manifest
 
 
+def own_file(folder: pathlib.Path, name: str, *, entry: str) -> pathlib.Path:
+    """The file of an export that an entry of one of its JSON files names.
+
+    Raises:
+      UserError: the name is a path, or a link that leads out of the folder.
+    """
+    path = folder / name
+    plain = name == pathlib.PurePath(name).name
+    if not plain or path.resolve().parent != folder.resolve():
+        raise UserError(
+            f"{folder}, {entry}: expected the name of a file in the folder, found "
+            f"{name!r}, which leads to {path.resolve()}; do not use this export, or "
+            "copy it with its links followed (cp -rL) if you made them"
+        )
+    return path
+
+
 def is_export(folder: pathlib.Path) -> bool:
     """Whether a folder says it is one of our exports (damaged ones included)."""
     try:
@@ -62,8 +79,8 @@ def verify(folder: pathlib.Path) -> dict[str, Any]:
     """Reads the manifest and checks every file against it.
 
     Raises:
-      UserError: not an export, another format version, a file that is missing or
-        differs; named.
+      UserError: not an export, another format version, a file that is missing,
+        differs or is not in the folder; named.
     """
     if not folder.is_dir():
         raise UserError(
@@ -92,7 +109,7 @@ def verify(folder: pathlib.Path) -> dict[str, Any]:
     if manifest.get(_SELF) != _own_hash(manifest):
         raise UserError(f"{path} is damaged: its own sha256 differs; {again}")
     for name, entry in manifest["files"].items():
-        file = folder / name
+        file = own_file(folder, name, entry=f"{NAME} files")
         if not file.is_file():
             raise UserError(f"{folder}: {name} is missing; {again}")
         if file_hash(file) != entry["sha256"]:

@@ -14,7 +14,7 @@ import mmssl
 from mmssl import models
 from mmssl.errors import UserError
 from mmssl.export import manifest, weights
-from mmssl.export.encoder import Encoder
+from mmssl.export.encoder import Encoder, from_folder
 from mmssl.export.safetensors_export import export
 from mmssl.types import RawBatch
 
@@ -325,6 +325,26 @@ def reseal(folder: pathlib.Path) -> None:
     old = json.loads((folder / "manifest.json").read_text())
     keep = ("mmssl_version", "versions", "tensors", "forward")
     manifest.seal(folder, {key: old[key] for key in keep})
+
+
+@pytest.mark.parametrize("name", ["/tmp/x", "../x", "sub/x", "link"])
+def test_names_that_lead_out_of_the_folder_are_refused(
+    copy: pathlib.Path, name: str
+) -> None:
+    (copy.parent / "x").write_text("a secret")
+    (copy / "link").symlink_to(copy.parent / "x")
+    config = json.loads((copy / "config.json").read_text()) | {"tokenizer": name}
+    (copy / "config.json").write_text(json.dumps(config))
+    found = f"expected the name of a file in the folder, found {name!r}"
+    with pytest.raises(UserError, match=rf"config\.json tokenizer: {found}"):
+        from_folder(copy)
+    path = copy / "manifest.json"
+    entries = json.loads(path.read_text())
+    entries["files"] = {name: {"sha256": "", "bytes": 0}}
+    entries["manifest_sha256"] = manifest._own_hash(entries)
+    path.write_text(json.dumps(entries))
+    with pytest.raises(UserError, match=rf"manifest\.json files: {found}"):
+        mmssl.load(copy)
 
 
 def test_other_weights_are_listed_or_found_by_the_forward_pass(
