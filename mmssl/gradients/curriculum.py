@@ -217,12 +217,12 @@ class Curriculum:
         """State after a batch; as it was if no sample has a score.
 
         The limit q of `quantile` moves by stochastic approximation (Robbins and Monro
-        1951), q += rate s (p - share below q) / (p (1 - p)): the share dropped tends to
-        p over time whatever the scores do (Gibbs and Candes, NeurIPS 2021, arXiv
-        2106.00170), which a running mean of small batches' quantiles would miss. The
-        running mean distance s from q gives the step its scale, and p (1 - p) / s is
-        the density of a logistic distribution at its p-quantile, up to a constant, so
-        that rare and common limits move alike.
+        1951), q += rate s (p - share below q) / (p (1 - p)). In the long run the share
+        dropped averages p, also for small batches, whose own quantiles are biased, and
+        for scores that drift (Gibbs and Candes, NeurIPS 2021, arXiv 2106.00170). The
+        running mean distance s of a score from q gives the step its scale; up to a
+        constant, p (1 - p) / s is a logistic distribution's density at its p-quantile,
+        which lets rare and common limits move alike.
 
         Args:
           state: what `keep` was given for this batch.
