@@ -21,6 +21,8 @@ from mmssl.export import safetensors_export
 from mmssl.parallel import mesh as mesh_lib
 from mmssl.report import build as report_build
 from mmssl.report import media as report_media
+from mmssl.report import run as report_files
+from mmssl.report import sections
 from mmssl.train import checkpoint, loop, metrics, progress
 from mmssl.train.recorder import TrainSummary
 from mmssl.train.state import TrainState
@@ -134,24 +136,22 @@ def train(
             log_every=log.get("every", 50),
             max_nonfinite=log.get("max_nonfinite", 10),
         )
-        _record(folder, described, data, summary)
+        _record(folder, described, data)
         view.console.print(progress.closing_table(summary, faults=data.faults))
     return summary
 
 
 def _record(
-    folder: pathlib.Path,
-    described: dict[str, Any],
-    data: pipeline.Pipeline,
-    summary: TrainSummary,
+    folder: pathlib.Path, described: dict[str, Any], data: pipeline.Pipeline
 ) -> None:
-    """Adds what this session saw and took to data.json, over all sessions of a run."""
+    """Adds what this session saw, and what all of them took, to data.json."""
     before = workdir_lib.read(folder, workdir_lib.DATA, remedy="use a new --workdir")
     faults = collections.Counter(before.get("media_faults_met", {})) + data.faults
     totals = {
         "samples_read": before.get("samples_read", 0) + data.seen,
         "media_faults_met": dict(faults),
-        "train_seconds": before.get("train_seconds", 0.0) + summary.seconds,
+        # From the log, which a killed session has written too.
+        "train_seconds": sections.spent(report_files.read_run(folder)) or 0.0,
     }
     workdir_lib.write(folder, workdir_lib.DATA, described | totals)
 

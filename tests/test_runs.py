@@ -76,10 +76,23 @@ def rows(workdir):
     ]
 
 
+def killed(workdir) -> float:
+    """Undoes what the end of the run has written; seconds up to step 3."""
+    events = workdir / "events.jsonl"
+    kept = [x for x in events.read_text().splitlines() if '"end"' not in x]
+    events.write_text("\n".join(kept) + "\n")
+    data = json.loads((workdir / "data.json").read_text())
+    assert data.pop("train_seconds") > 0
+    (workdir / "data.json").write_text(json.dumps(data))
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return json.loads(lines[2])["time"] - json.loads(kept[0])["time"]
+
+
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(trained, load, tmp_path):
     resumed = tmp_path / "resumed"
     shutil.copytree(trained, resumed)
     shutil.rmtree(resumed / "checkpoints" / "6")
+    before = killed(resumed)
     summary = runs.train(load(), str(resumed))
     assert (summary.start, summary.step) == (3, 6)
     (want, data), (got, again) = leaves(trained, 6), leaves(resumed, 6)
@@ -88,6 +101,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(trained, load, tm
         np.testing.assert_array_equal(leaf, got[name], err_msg=name)
     assert rows(trained) == rows(resumed)
     assert {r["step"] for r in rows(trained)} == set(range(1, 7))
+    took = json.loads((resumed / "data.json").read_text())["train_seconds"]
+    assert took == pytest.approx(before + summary.seconds, abs=0.1)
 
 
 def test_the_same_command_after_the_end_does_nothing(trained, load, capsys):
