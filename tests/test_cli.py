@@ -94,6 +94,8 @@ def test_help_is_fast() -> None:
         ),
         (["data", "build", "--out=x", "--folder=a", "--splits=0.9"], ["NAME=SHARE"]),
         (["data", "build", "--out=x", "--folder=a", "--workers=0"], ["--workers"]),
+        (["data", "validate", "d", "--media", "-5"], ["--media", "'-5'", "'all'"]),
+        (["data", "validate", "d", "--media=some"], ["--media", "'some'"]),
         (["data", "demo", "--out=x", "--clips=few"], ["--clips", "'few'"]),
         (["data", "demo", "--out=x", "--misaligned=3"], ["0 to 1"]),
         (["data", "tokenizer", "--data=x", "--kind=words"], ["did you mean 'word'?"]),
@@ -273,6 +275,14 @@ def test_copies_on_both_sides_of_a_split_are_told(
     assert "warning: 1 media with the same bytes in more than one split" in out
     assert "mp4 (train)" in out
     assert "mp4 (test)" in out
+
+
+@pytest.mark.parametrize(("media", "decoded"), [("all", 24), ("0", 0)])
+def test_as_much_media_as_asked_is_decoded(
+    run: Run, world: pathlib.Path, media: str, decoded: int
+) -> None:
+    _, out, _ = run("data", "validate", f"{world}/data", "--media", media)
+    assert f"media of {decoded} decoded" in out
 
 
 def test_a_damaged_dataset_is_not(

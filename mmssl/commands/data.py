@@ -83,13 +83,18 @@ def _add_validate(members: Any) -> None:
     parser.add_argument("dir", metavar="DIR", help="written by `mmssl data build`")
     parser.add_argument(
         "--media",
-        type=int,
-        metavar="N",
-        help="decode the media of about N records, evenly spaced; 0 = of none "
-        "(default: all)",
+        type=_sample,
+        metavar="N|all",
+        default="all",
+        help="decode the media of all records, of about N, evenly spaced, or of none: "
+        "0 (default: %(default)s)",
     )
     parser.add_argument(
-        "--workers", type=_positive, metavar="N", default=os.cpu_count() or 1
+        "--workers",
+        type=_positive,
+        metavar="N",
+        default=os.cpu_count() or 1,
+        help="processes that read the media (default: one per core, %(default)s here)",
     )
 
 
@@ -277,6 +282,17 @@ def _positive(text: str) -> int:
 
 
 _positive.__name__ = "whole number"
+
+
+def _sample(text: str) -> int | None:
+    """None = all."""
+    if text == "all":
+        return None
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(
+            f"expected a whole number from 0, or 'all'; found {text!r}"
+        )
+    return int(text)
 
 
 def _share(text: str) -> float:

@@ -190,7 +190,10 @@ def validate(
 
     Raises:
       UserError: no dataset there, or one of another schema version.
+      ValueError: `media` below 0.
     """
+    if media is not None and media < 0:
+        raise ValueError(f"media must be at least 0, or None for all; found {media}")
     root = pathlib.Path(path)
     metadata = records.read_metadata(root)
     faults, warnings = _Findings(FAULTS), _Findings(WARNINGS)

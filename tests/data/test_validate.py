@@ -50,6 +50,11 @@ def test_a_sample_of_the_media(mixed_dataset, media, least, most):
     assert found["rows"] == 13
 
 
+def test_fewer_than_no_media(mixed_dataset):
+    with pytest.raises(ValueError, match="media must be at least 0"):
+        validate.validate(mixed_dataset[0], media=-5)
+
+
 def test_a_tokenizer_beside_the_shards_is_no_surprise(dataset):
     (dataset / "tokenizer.model").touch()
     (dataset / "notes.txt").touch()
