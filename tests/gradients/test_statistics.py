@@ -183,6 +183,12 @@ def test_nothing_kept_and_a_single_loss_are_finite():
     }
 
 
+def test_orthogonal_gradients_do_not_conflict():
+    found = summary(np.tile(np.eye(3, dtype=np.float32), (4, 1, 1)))
+    assert found["conflict/defined/va_vt"] == 1.0
+    assert found["conflict/rate/va_vt"] == 0.0
+
+
 def test_rounding_is_no_realignment():
     gram = gramians(8, missing=0)
     weights = np.full((8, 3), np.float32(1 + 2e-7))
