@@ -193,8 +193,9 @@ class Curriculum:
         elif self.rule == "sigmoid":
             kept = jax.nn.sigmoid((score - level) / self.temperature)
         else:
-            # A share of 0 drops nothing, not even the lowest score seen so far.
-            kept = ((score > state["limit"]) | (level <= 0)).astype(jnp.float32)
+            # Equal scores stay, or a batch of nothing else would vanish; and a share
+            # of 0 drops nothing, not even a new lowest score.
+            kept = ((score >= state["limit"]) | (level <= 0)).astype(jnp.float32)
         return jnp.where(defined, kept, 1.0)
 
     def scale(self, keep: Float[Array, "g"]) -> Float[Array, ""]:
@@ -249,7 +250,7 @@ class Curriculum:
             p = self.level(step)
             first = statistics.masked_quantiles(score, defined, p[None])[0]
             limit = jnp.where(state["seen"] == 0, first, state["limit"])
-            excess = p - mean((score <= limit).astype(jnp.float32))
+            excess = p - mean((score < limit).astype(jnp.float32))
             # At most one spread per step, at the ends of [0, 1) too.
             density = jnp.maximum(p * (1.0 - p), gain)
             new["limit"] = limit + gain * state["spread"] * excess / density

@@ -309,3 +309,8 @@ def test_the_quantile_is_of_samples_with_a_score():
     text = rng.random(cos.shape) < 0.4
     shares = dropped(constant(0.2, rule="quantile"), cos, text)
     assert shares[500:].mean() == pytest.approx(0.2, abs=0.01)
+
+
+def test_the_quantile_keeps_scores_that_are_all_equal():
+    shares = dropped(constant(0.2, rule="quantile"), np.full((20, 8), -0.5))
+    assert shares.max() == 0.0
