@@ -16,12 +16,11 @@ import platform
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from mmssl import cli, commands, doctor
+from mmssl import cli, commands, doctor, files
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -111,7 +110,9 @@ def main(
         out = None if arguments.out is None else pathlib.Path(arguments.out)
         if out is not None:  # found out now, not after an hour
             out.parent.mkdir(parents=True, exist_ok=True)
-            _replace(out.with_name(f"{out.name}.probe"), "").unlink()
+            probe = out.with_name(f"{out.name}.probe")
+            probe.touch()
+            probe.unlink()
         before = machine()
         print(f"{before['cpu']}, {before['cores']} cores; {before['devices']}")
         measured = measure(arguments)
@@ -278,20 +279,7 @@ def _shown(value: Any) -> str:
 def write(path: pathlib.Path, content: Mapping[str, Any]) -> None:
     """Writes JSON, whole or not at all; NaN and infinities become null."""
     text = json.dumps(_finite(content), indent=1, allow_nan=False)
-    _replace(path, text + "\n")
-
-
-def _replace(path: pathlib.Path, text: str) -> pathlib.Path:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = pathlib.Path(name)
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-        temporary.chmod(0o644)
-        return temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    files.write(path, text + "\n")
 
 
 def _finite(value: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from mmssl import config as config_lib
+from mmssl import files
 from mmssl.data import pipeline, records, sources, views
 from mmssl.data.faults import Limits
 from mmssl.data.pool import DecodePool
@@ -81,13 +82,13 @@ def describe(experiment: Experiment) -> dict[str, Any]:
     for path, weight in experiment.datasets:
         metadata = records.read_metadata(path)
         report = json.loads((pathlib.Path(path) / records.REPORT_FILE).read_text())
-        files = json.dumps(metadata["files"], sort_keys=True)
+        content = json.dumps(metadata["files"], sort_keys=True)
         found.append(
             {
                 "path": path,
                 "weight": weight,
                 "splits": metadata["splits"],
-                "fingerprint": hashlib.sha256(files.encode()).hexdigest(),
+                "fingerprint": hashlib.sha256(content.encode()).hexdigest(),
                 **{k: report[k] for k in ("used", "faults", "modalities")},
                 "hours": report["duration_seconds"] / 3600,
             }
@@ -101,7 +102,7 @@ def describe(experiment: Experiment) -> dict[str, Any]:
 def tokenizer_hash(experiment: Experiment) -> str | None:
     """SHA-256 of the tokenizer's file; None without text."""
     path = experiment.tokenizer_path
-    return None if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
+    return None if path is None else files.sha256(path)
 
 
 def hardware() -> str:

@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mmssl import files
 from mmssl.errors import UserError
 
 CONFIG, DATA, EVAL = "config.json", "data.json", "eval.json"
@@ -16,9 +17,7 @@ CONFIG, DATA, EVAL = "config.json", "data.json", "eval.json"
 
 def write(folder: pathlib.Path, name: str, value: Mapping[str, Any]) -> None:
     """Writes a JSON file; a kill in between leaves the old one."""
-    partial = folder / f".{name}.partial"
-    partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    partial.replace(folder / name)
+    files.write(folder / name, json.dumps(value, indent=1) + "\n")
 
 
 def read(folder: pathlib.Path, name: str, *, remedy: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 LIBRARY = ROOT / "mmssl"
 MAX_LINES = 400
 
-LEAF = {"types", "rng", "trees", "errors"}
+LEAF = {"types", "rng", "trees", "errors", "files"}
 NUMERIC = {"jax", "numpy", "jaxtyping", "optax"}
 DOOR = {
     "cli",

@@ -11,7 +11,6 @@ not decode.
 import collections
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import pathlib
@@ -20,7 +19,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from mmssl.data import folder as folder_lib
+from mmssl import files as files_lib
 from mmssl.data import intake, records
 from mmssl.data import manifest as manifest_lib
 from mmssl.data import splits as splits_lib
@@ -165,7 +164,7 @@ def _refuse_nothing(source: pathlib.Path, checked: list[intake.Checked]) -> None
 
 
 def _refuse_without_room(out: pathlib.Path, need: int) -> None:
-    free = folder_lib.free_bytes(pathlib.Path(os.path.abspath(out)))
+    free = files_lib.free_bytes(pathlib.Path(os.path.abspath(out)))
     if free < need:
         raise UserError(
             f"{out}: the disk is too full: the dataset needs about "
@@ -175,14 +174,11 @@ def _refuse_without_room(out: pathlib.Path, need: int) -> None:
 
 
 def file_hashes(root: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """Name to {"sha256", "bytes"} of the files in `root`, each synced to disk first."""
-    hashes = {}
-    for path in sorted(root.iterdir()):
-        with path.open("rb") as f:
-            os.fsync(f.fileno())
-            digest = hashlib.file_digest(f, "sha256").hexdigest()
-        hashes[path.name] = {"sha256": digest, "bytes": path.stat().st_size}
-    return hashes
+    """Name to {"sha256", "bytes"} of the files in `root`."""
+    return {
+        path.name: {"sha256": files_lib.sha256(path), "bytes": path.stat().st_size}
+        for path in sorted(root.iterdir())
+    }
 
 
 def _write(
@@ -250,7 +246,7 @@ def build(
     else:
         source = manifest_lib.scan_folder(folder or "")
     out = pathlib.Path(out)
-    with folder_lib.whole(
+    with files_lib.whole_folder(
         out, marker=records.METADATA_FILE, overwrite=overwrite
     ) as new:
         with contextlib.ExitStack() as stack:

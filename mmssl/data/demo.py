@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from mmssl.data import demo_world, folder
+from mmssl import files
+from mmssl.data import demo_world
 from mmssl.data.intake import Progress
 from mmssl.errors import UserError
 
@@ -189,7 +190,7 @@ def write_demo(
     out = pathlib.Path(out)
     plans = _plan(clips, seed, misaligned)
     rows = []
-    with folder.whole(out, marker=SETTINGS_FILE, overwrite=overwrite) as root:
+    with files.whole_folder(out, marker=SETTINGS_FILE, overwrite=overwrite) as root:
         (root / "media").mkdir()
         threads = futures.ThreadPoolExecutor(workers or os.cpu_count() or 1)
         try:

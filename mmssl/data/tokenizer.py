@@ -9,10 +9,10 @@ import io
 import os
 import pathlib
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
+from mmssl import files as files_lib
 from mmssl.data import sources, text
 from mmssl.errors import UserError
 
@@ -155,22 +155,9 @@ def train_tokenizer(
         )
     train = _sentencepiece if kind == "sentencepiece" else _vocabulary
     content, size = train(texts, vocab_size)
-    _replace(out, content)
-    return TokenizerReport(out, kind, size, len(texts))
-
-
-def _replace(out: pathlib.Path, content: bytes) -> None:
-    """Writes the whole file or leaves the old one."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
-        try:
-            with os.fdopen(handle, "wb") as f:
-                f.write(content)
-            os.chmod(name, 0o644)
-            os.replace(name, out)
-        except BaseException:
-            os.unlink(name)
-            raise
+        files_lib.write(out, content)
     except OSError as e:
         raise UserError(f"{out}: could not be written: {e.strerror or e}") from e
+    return TokenizerReport(out, kind, size, len(texts))

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from concurrent import futures
 from typing import Any
 
+from mmssl import files
 from mmssl.data import records
 from mmssl.data.faults import Limits, MediaFault
 from mmssl.data.intake import Progress
@@ -55,11 +56,6 @@ class _Findings:
         return {name: len(ids) for name, ids in sorted(self.ids.items())}
 
 
-def _digest(path: pathlib.Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
 def _check_files(
     root: pathlib.Path,
     expected: dict[str, dict[str, Any]],
@@ -73,7 +69,7 @@ def _check_files(
         elif path.stat().st_size != facts["bytes"]:
             size = f"{path.stat().st_size} bytes, {facts['bytes']} at build"
             faults.add("file_changed", name, size)
-        elif _digest(path) != facts["sha256"]:
+        elif files.sha256(path) != facts["sha256"]:
             faults.add("file_changed", name, "SHA-256 differs from the one at build")
     own = {records.METADATA_FILE, records.REPORT_FILE, *expected}
     for path in sorted(root.iterdir()):

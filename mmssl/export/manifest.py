@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from mmssl import files as files_lib
 from mmssl.errors import UserError
 from mmssl.export import weights
 
@@ -13,12 +14,6 @@ FORMAT = "mmssl-encoder"
 FORMAT_VERSION = 1
 NAME = "manifest.json"
 _SELF = "manifest_sha256"
-
-
-def file_hash(path: pathlib.Path) -> str:
-    """sha256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _own_hash(manifest: Mapping[str, Any]) -> str:
@@ -34,7 +29,7 @@ def seal(folder: pathlib.Path, fields: Mapping[str, Any]) -> dict[str, Any]:
       fields: what else the manifest says.
     """
     files = {
-        path.name: {"sha256": file_hash(path), "bytes": path.stat().st_size}
+        path.name: {"sha256": files_lib.sha256(path), "bytes": path.stat().st_size}
         for path in sorted(folder.iterdir())
         if path.name != NAME
     }
@@ -65,14 +60,6 @@ def own_file(folder: pathlib.Path, name: str, *, entry: str) -> pathlib.Path:
             "copy it with its links followed (cp -rL) if you made them"
         )
     return path
-
-
-def is_export(folder: pathlib.Path) -> bool:
-    """Whether a folder says it is one of our exports (damaged ones included)."""
-    try:
-        return json.loads((folder / NAME).read_text()).get("format") == FORMAT
-    except (OSError, ValueError, AttributeError):
-        return False
 
 
 def verify(folder: pathlib.Path) -> dict[str, Any]:
@@ -112,7 +99,7 @@ def verify(folder: pathlib.Path) -> dict[str, Any]:
         file = own_file(folder, name, entry=f"{NAME} files")
         if not file.is_file():
             raise UserError(f"{folder}: {name} is missing; {again}")
-        if file_hash(file) != entry["sha256"]:
+        if files_lib.sha256(file) != entry["sha256"]:
             where = _damaged(file, manifest) if name == "model.safetensors" else ""
             raise UserError(
                 f"{file} is damaged or was changed: sha256 differs from {NAME}"

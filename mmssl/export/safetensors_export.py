@@ -1,22 +1,24 @@
 """`export`: trained parameters to a folder that needs nothing else, or to nothing."""
 
-import contextlib
 import importlib.metadata
 import json
 import os
 import pathlib
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
 import mmssl
+from mmssl import files
 from mmssl.errors import UserError
 from mmssl.export import card, encoder, forward, manifest, weights
 
 _PREPROCESSING = ("seconds", "video", "audio", "text")
+
+_MARKER = "forward.safetensors"
+"""By this file an export is known; others have a manifest.json too."""
 
 
 def export(
@@ -65,8 +67,6 @@ def export(
             f"heads are of {sorted(heads)}, heads_kwargs of {sorted(heads_kwargs)}"
         )
     _check_geometry(model_kwargs, data_kwargs)
-    target = pathlib.Path(out)
-    _check_target(target, overwrite)
     tokenizer = _tokenizer(model_kwargs, tokenizer_path)
     tree = {
         "model": params,
@@ -87,7 +87,7 @@ def export(
         "tokenizer": None if tokenizer is None else f"tokenizer{tokenizer.suffix}",
         "weights": dtype,
     }
-    with _written(target, overwrite) as folder:
+    with files.whole_folder(out, marker=_MARKER, overwrite=overwrite) as folder:
         _write_json(folder / "config.json", config)
         if tokenizer is not None:
             shutil.copyfile(tokenizer, folder / f"tokenizer{tokenizer.suffix}")
@@ -104,7 +104,7 @@ def export(
                 parameters=sum(int(x.size) for x in arrays.values()),
                 versions=versions,
             )
-        weights.save(outputs, folder / "forward.safetensors")
+        weights.save(outputs, folder / _MARKER)
         (folder / "README.md").write_text(text, encoding="utf-8")
         compute = str(model_kwargs.get("dtype", "float32"))
         return manifest.seal(
@@ -148,23 +148,6 @@ def _check_geometry(model: Mapping[str, Any], data: Mapping[str, Any]) -> None:
             )
 
 
-def _check_target(target: pathlib.Path, overwrite: bool) -> None:
-    if target.exists() and not target.is_dir():
-        raise UserError(f"export: {target} is a file; name a new folder")
-    if not target.is_dir() or not any(target.iterdir()):
-        return
-    ours = manifest.is_export(target)
-    if not ours:
-        raise UserError(
-            f"export: {target} is not empty and is no export; name a new folder"
-        )
-    if not overwrite:
-        raise UserError(
-            f"export: {target} holds an export already; name another folder, or pass "
-            "--overwrite to replace it"
-        )
-
-
 def _tokenizer(
     model_kwargs: Mapping[str, Any], path: str | os.PathLike[str] | None
 ) -> pathlib.Path | None:
@@ -176,36 +159,3 @@ def _tokenizer(
             "not exist; set data.tokenizer to the file it was trained with"
         )
     return pathlib.Path(path)
-
-
-@contextlib.contextmanager
-def _written(target: pathlib.Path, overwrite: bool) -> Iterator[pathlib.Path]:
-    """A new folder beside `target` that takes its name when the block succeeds."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder = pathlib.Path(
-            tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-")
-        )
-    except OSError as error:
-        raise UserError(f"export: cannot write beside {target}: {error}") from error
-    try:
-        yield folder
-        folder.chmod(0o755)
-        for path in folder.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        _check_target(target, overwrite)
-        if target.is_dir() and any(target.iterdir()):
-            old = folder.with_name(folder.name + "-old")
-            target.rename(old)
-            folder.rename(target)
-            shutil.rmtree(old)
-        else:
-            folder.rename(target)
-    except OSError as error:
-        raise UserError(
-            f"export: writing {target} failed: {error}; nothing was left there. Free "
-            "some space or name another folder, then run the same command again"
-        ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

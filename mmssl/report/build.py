@@ -4,10 +4,10 @@ import datetime
 import importlib.resources
 import os
 import pathlib
-import tempfile
 from collections.abc import Sequence
 
 import mmssl
+from mmssl import files
 from mmssl.report import media, sections
 from mmssl.report.html import Markup, document, join, tag
 from mmssl.report.run import read_run
@@ -61,24 +61,11 @@ def write_report(
         script=_asset("page.js"),
         body=join(body),
     )
-    return _write(folder / "report.html", page)
+    path = folder / "report.html"
+    files.write(path, page)
+    return path
 
 
 def _asset(name: str) -> Markup:
-    files = importlib.resources.files("mmssl.report")
-    return Markup(files.joinpath(name).read_text(encoding="utf-8"))
-
-
-def _write(path: pathlib.Path, text: str) -> pathlib.Path:
-    """Whole or not at all: a reader never sees half a page."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".report-", suffix=".html")
-    temporary = pathlib.Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
-            out.write(text)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return path
+    asset = importlib.resources.files("mmssl.report").joinpath(name)
+    return Markup(asset.read_text(encoding="utf-8"))

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from mmssl import files
 from mmssl.errors import UserError
 
 
@@ -63,9 +64,7 @@ class _JsonLines:
             rows = ((line, _parsed(line)) for line in text.split("\n"))
             kept = "".join(f"{line}\n" for line, row in rows if row and wanted(row))
             if kept != text:
-                partial = self.path.with_name(self.path.name + ".partial")
-                partial.write_text(kept, encoding="utf-8")
-                partial.replace(self.path)
+                files.write(self.path, kept)
         except OSError as error:
             raise disk_error(self.path, error) from error
 

@@ -11,7 +11,8 @@ import sys
 
 import pytest
 
-from mmssl.data import build, folder, intake, manifest, records, sources, splits
+from mmssl import files
+from mmssl.data import build, intake, manifest, records, sources, splits
 from mmssl.data.faults import MediaFault
 from mmssl.data.media import Probe
 from mmssl.errors import UserError
@@ -261,7 +262,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, when):
 
 
 def test_a_disk_with_too_little_room_is_refused_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(folder, "free_bytes", lambda path: 3)
+    monkeypatch.setattr(files, "free_bytes", lambda path: 3)
     with pytest.raises(UserError, match="the disk is too full: the dataset needs"):
         make(tmp_path, 1)
     assert nothing_left(tmp_path / "out" / "ds")
@@ -270,8 +271,8 @@ def test_a_disk_with_too_little_room_is_refused_first(tmp_path, monkeypatch):
 def test_a_kill_leaves_nothing_whole_and_the_next_build_cleans_up(tmp_path):
     out = tmp_path / "out" / "ds"
     code = (
-        "import time, sys; from mmssl.data import folder\n"
-        "with folder.whole(sys.argv[1], marker='m') as new:\n"
+        "import time, sys; from mmssl import files\n"
+        "with files.whole_folder(sys.argv[1], marker='m') as new:\n"
         "    (new / 'half').write_text('x'); print('ready', flush=True)\n"
         "    time.sleep(60)\n"
     )
@@ -282,29 +283,13 @@ def test_a_kill_leaves_nothing_whole_and_the_next_build_cleans_up(tmp_path):
         assert process.stdout.readline() == "ready\n"
         with (
             pytest.raises(UserError, match="another process is writing it now"),
-            folder.whole(out, marker="m"),
+            files.whole_folder(out, marker="m"),
         ):
             pass
         process.kill()
     assert not out.exists()
     assert make(tmp_path, 1)[1].used == 1
     assert not any(out.parent.glob(".*"))
-
-
-def test_an_old_folder_survives_a_kill_between_the_renames(tmp_path):
-    out = tmp_path / "ds"
-    old = tmp_path / ".ds.partial" / "old"
-    old.mkdir(parents=True)
-    (old / "m").write_text("precious")
-    with pytest.raises(UserError, match="already there"), folder.whole(out, marker="m"):
-        pass
-    assert (out / "m").read_text() == "precious"
-
-
-def test_interrupt_cleans_up(tmp_path):
-    with pytest.raises(KeyboardInterrupt), folder.whole(tmp_path / "x", marker="m"):
-        raise KeyboardInterrupt
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_arguments(tmp_path):

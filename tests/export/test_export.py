@@ -407,12 +407,12 @@ def test_nothing_is_overwritten_by_chance(
     taken = tmp_path / "taken"
     taken.mkdir()
     (taken / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="is no export"):
+    with pytest.raises(UserError, match="mmssl did not write it"):
         write(taken, trained, vocabulary, overwrite=True)
     assert (taken / "thesis.txt").exists()
     out = tmp_path / "out"
     first = write(out, sound(1), vocabulary)
-    with pytest.raises(UserError, match="holds an export already"):
+    with pytest.raises(UserError, match="already there and not empty"):
         write(out, trained, vocabulary)
     second = write(out, sound(2), vocabulary, overwrite=True)
     assert first["tensors"] != second["tensors"]
@@ -443,6 +443,6 @@ def test_a_failed_export_leaves_nothing(
             data_kwargs={**DATA, "audio": {"rate": 9}},
         )
     monkeypatch.setattr(weights, "save", full)
-    with pytest.raises(UserError, match="No space left"):
+    with pytest.raises(UserError, match="the disk is full"):
         write(tmp_path / "d", trained, vocabulary)
     assert list(tmp_path.iterdir()) == []

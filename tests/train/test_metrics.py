@@ -70,7 +70,7 @@ def test_a_full_disk_on_going_back_is_a_user_error_and_loses_no_row(
     writer = JsonlWriter(path)
     for step in (1, 2):
         writer.write(step, {"loss": 0.0})
-    monkeypatch.setattr(pathlib.Path, "write_text", full)
+    monkeypatch.setattr(pathlib.Path, "write_bytes", full)
     with pytest.raises(UserError, match=r"metrics.jsonl: No space left.*free disk"):
         writer.truncate(1)
     assert steps(path) == [1, 2]

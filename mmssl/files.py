@@ -1,8 +1,9 @@
-"""Output folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and their hashes."""
 
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import pathlib
 import shutil
@@ -20,6 +21,24 @@ _REASONS = {
     errno.EEXIST: "a part of the path is a file",
     errno.EROFS: "the file system is read-only",
 }
+
+
+def sha256(path: pathlib.Path) -> str:
+    """Of a file's content, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write(path: pathlib.Path, content: str | bytes) -> None:
+    """Writes a file (text as UTF-8) whole; a failure or a kill leaves the old one."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def _reason(error: BaseException) -> str | None:
@@ -49,8 +68,8 @@ def _check_target(out: pathlib.Path, overwrite: bool, marker: str) -> None:
         return
     if not overwrite:
         raise UserError(
-            f"{out}: already there and not empty; choose another folder, or ask to "
-            "overwrite"
+            f"{out}: already there and not empty; choose another folder, or pass "
+            "--overwrite to replace it"
         )
     if not (out / marker).is_file():
         raise UserError(
@@ -66,8 +85,16 @@ def free_bytes(out: pathlib.Path) -> int:
     return shutil.disk_usage(out).free
 
 
+def _sync(folder: pathlib.Path) -> None:
+    """Its files are on the disk before its name is."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
 @contextlib.contextmanager
-def whole(
+def whole_folder(
     out: str | os.PathLike[str], *, marker: str, overwrite: bool = False
 ) -> Iterator[pathlib.Path]:
     """A temporary sibling that becomes `out` when the block ends without an error.
@@ -106,6 +133,7 @@ def whole(
             shutil.rmtree(old, ignore_errors=True)
             new.mkdir()
             yield new
+            _sync(new)
             if out.is_dir():
                 out.rename(old)
             new.rename(out)
