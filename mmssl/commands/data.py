@@ -110,8 +110,20 @@ def _add_demo(members: Any) -> None:
         example="mmssl data demo --out runs/demo/media --clips 400",
     )
     parser.add_argument("--out", metavar="DIR", required=True, help="a new folder")
-    parser.add_argument("--clips", type=_positive, metavar="N", default=400)
-    parser.add_argument("--seed", type=int, metavar="N", default=0)
+    parser.add_argument(
+        "--clips",
+        type=_positive,
+        metavar="N",
+        default=400,
+        help="how many (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        metavar="N",
+        default=0,
+        help="of everything drawn (default: %(default)s)",
+    )
     parser.add_argument(
         "--misaligned",
         type=_share,
@@ -142,9 +154,18 @@ def _add_tokenizer(members: Any) -> None:
         "--out", metavar="FILE", help="default: tokenizer.model in the dataset's folder"
     )
     parser.add_argument(
-        "--kind", choices=("sentencepiece", "word"), default="sentencepiece"
+        "--kind",
+        choices=("sentencepiece", "word"),
+        default="sentencepiece",
+        help="pieces of words, or whole words (default: %(default)s)",
     )
-    parser.add_argument("--vocab-size", type=_positive, metavar="N", default=1024)
+    parser.add_argument(
+        "--vocab-size",
+        type=_positive,
+        metavar="N",
+        default=1024,
+        help="at most (default: %(default)s)",
+    )
 
 
 def build(arguments: argparse.Namespace) -> None:
