@@ -1,7 +1,8 @@
 """Rules that turn a sample's Gramian into one weight per loss.
 
 With g_k one sample's gradient of loss k, `gram[k, l]` = <g_k, g_l>, every rule answers
-weights w; the harmonized gradient is sum_k w_k g_k. All rules keep three promises:
+weights w; the harmonized gradient is sum_k w_k g_k. Rules that read the Gramian keep
+three promises:
 
 - They are on the scale of the plain sum: k identical gradients get the weights 1. A
   published rule that averages is multiplied by the number of losses; what else differs
@@ -10,8 +11,9 @@ weights w; the harmonized gradient is sum_k w_k g_k. All rules keep three promis
   and changes nothing for the others.
 - They depend on angles and on ratios of lengths, so the scale cancels, and no epsilon
   is added to a length. Rules that divide by the sines between gradients see cosines
-  shrunk by 1e-6 (`samplewise.SHRINK`): where gradients are linearly dependent, weights
-  of unit gradients stay below 1000, and of equally good weights the even are chosen.
+  shrunk by 1e-6 (`samplewise.SHRINK`): weights stay finite where gradients are linearly
+  dependent (of gradients equally long, below about 1000), and of equally good weights
+  the even are chosen.
 """
 
 import dataclasses
@@ -157,7 +159,7 @@ class OneSided(samplewise.Rule):
 class GradVac(samplewise.Rule):
     """Gradients less similar than a target are turned until they have its cosine.
 
-    Wang et al. 2020 (arXiv 2010.05874), equation 3. The paper lets each pair's target
+    Wang et al. 2020 (arXiv 2010.05874), algorithm 1. The paper lets each pair's target
     follow a running mean of its cosine; rules here have no state, so the target is a
     constant, one for all pairs.
 
@@ -211,7 +213,7 @@ def _surgery(
 class MGDA(samplewise.Rule):
     """The shortest vector in the convex hull of the gradients, times their number.
 
-    Désidéri 2012; Sener and Koltun 2018 (arXiv 1810.04650), equation 3. It conflicts
+    Désidéri 2012; Sener and Koltun 2018 (arXiv 1810.04650). It conflicts
     with no loss, and is zero where the sample is Pareto stationary. At most
     `MAX_ENUMERATED` losses.
     """
@@ -252,7 +254,7 @@ class CAGrad(samplewise.Rule):
 class IMTLG(samplewise.Rule):
     """The update whose projections on all gradients are equally long.
 
-    Liu et al. 2021 (Towards Impartial Multi-task Learning, ICLR), section 3.1. The
+    Liu et al. 2021 (Towards Impartial Multi-task Learning, ICLR). The
     paper scales its weights to sum 1, which flips the update where that sum would be
     negative. Here w_k |g_k| adds up to the sum of all |g_k|: no loss ever gets worse.
     Gradients that are linearly dependent have no such update other than zero.
@@ -268,7 +270,7 @@ class IMTLG(samplewise.Rule):
 class AlignedMTL(samplewise.Rule):
     """Singular values of the gradient matrix made equal, to the smallest of them.
 
-    Senushkin et al. 2023 (arXiv 2305.19000), equation 14, with every loss preferred
+    Senushkin et al. 2023 (arXiv 2305.19000), with every loss preferred
     equally, at weight 1. Directions in which the gradients are dependent up to
     rounding count as none.
     """
@@ -291,7 +293,7 @@ class AlignedMTL(samplewise.Rule):
 class NashMTL(samplewise.Rule):
     """The Nash bargaining solution: G w = 1 / w.
 
-    Navon et al. 2022 (arXiv 2202.01017), claim 3.1. The paper's update always has the
+    Navon et al. 2022 (arXiv 2202.01017). The paper's update always has the
     length sqrt(k); here the weights are multiplied by sqrt(k) times the mean gradient
     length.
     """
@@ -304,20 +306,22 @@ class NashMTL(samplewise.Rule):
 class FairGrad(samplewise.Rule):
     """Alpha-fair shares of the improvement: G w = w^(-1 / alpha).
 
-    Ban and Ji 2024 (arXiv 2402.15638), equation 6. With m the mean gradient length,
+    Ban and Ji 2024 (arXiv 2402.15638). With m the mean gradient length,
     the weights are multiplied by (k m^2)^(alpha / (1 + alpha)).
 
     Attributes:
-      alpha: fairness, at least 0.5 (below, powers of the lengths leave float32's
-        range); 1 is Nash-MTL, and a large one evens out the improvements.
+      alpha: fairness, from 0.5 to 4, where float32 and a fixed number of Newton
+        steps suffice. 1 is Nash-MTL; the larger it is, the more alike are the
+        improvements, and the more do short gradients grow: where two are opposite, up
+        to 10^(6 alpha / (1 + alpha)) times.
     """
 
     alpha: float = 2.0
 
     def __post_init__(self) -> None:
-        if not 0.5 <= self.alpha < float("inf"):
+        if not 0.5 <= self.alpha <= 4:
             raise UserError(
-                f"harmonizer.alpha must be a number from 0.5; found {self.alpha!r}"
+                f"harmonizer.alpha must be a number from 0.5 to 4; found {self.alpha!r}"
             )
 
     def weigh(self, sample: Sample) -> Float[Array, "k"]:
@@ -335,7 +339,7 @@ def _alpha_fair(sample: Sample, alpha: float) -> Float[Array, "k"]:
 class UPGrad(samplewise.Rule):
     """Every gradient projected on the cone that conflicts with none, then summed.
 
-    Quinton and Rey 2024 (arXiv 2406.16232), definition 2, which takes the mean. The
+    Quinton and Rey 2024 (arXiv 2406.16232), who take the mean. The
     projections are exact. At most `MAX_ENUMERATED` losses.
     """
 
