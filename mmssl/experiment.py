@@ -155,12 +155,21 @@ class Experiment:
 
     @functools.cached_property
     def harmonizer(self) -> gradients.Harmonizer:
-        entry = dict(self.config["harmonizer"])
-        kind = entry.pop("weighting", "sum")
-        weighting: Any = config_lib.choose(
-            gradients.WEIGHTINGS, kind, "harmonizer.weighting"
-        )
-        return gradients.Harmonizer(config_lib.build(weighting, "harmonizer", **entry))
+        entry = {"engine": "subset", **self.config["harmonizer"]}
+        tables: dict[str, Any] = {
+            "weighting": gradients.WEIGHTINGS,
+            "engine": gradients.ENGINES,
+        }
+        for key, table in tables.items():
+            if key in entry:
+                entry[key] = _one_of(table, entry[key], f"harmonizer.{key}")
+        if entry.get("curriculum"):
+            options = {"steps": self.config["steps"], **entry["curriculum"]}
+            where = "harmonizer.curriculum"
+            entry["curriculum"] = config_lib.build(
+                gradients.Curriculum, where, **_tuples(options)
+            )
+        return config_lib.build(gradients.Harmonizer, "harmonizer", **entry)
 
     # -- optimisation ----------------------------------------------------------------
 
@@ -210,6 +219,7 @@ class Experiment:
             step_lib.make_step(
                 prepare=self.model.prepare,
                 encode=self.model.encode,
+                record=self.model.record,
                 objectives=self.objectives,
                 harmonizer=self.harmonizer,
                 tx=self.optimizer.tx,
@@ -228,6 +238,15 @@ class Experiment:
             if not config_lib.may_change(key)
         }
         return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
+
+
+def _one_of(table: Mapping[str, Any], value: Any, where: str) -> Any:
+    """A name, or {"kind": name, ...keyword arguments}, as what it names."""
+    options = dict(value) if isinstance(value, Mapping) else {"kind": value}
+    kind = options.pop("kind", None)
+    return config_lib.build(
+        config_lib.choose(table, kind, where), where, **_tuples(options)
+    )
 
 
 def _weighted(*, path: str, weight: float = 1.0) -> tuple[str, float]:

@@ -5,7 +5,7 @@ m modality, c channels, r position axes.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -122,6 +122,41 @@ class ObjectiveOutput:
     state: Any
 
 
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """One parameterised operation, whole in itself.
+
+    Attributes:
+      kind: the form of its products: "dense" (kernel [c, d] and perhaps bias [d] on
+        [..., c]), "lookup" (a table [v, d] read at ids [...]), "small" (parameters few
+        enough to hold their gradients per sample) or "frozen" (no gradient).
+      apply: (the leaf's parameters, x) -> y, row by row.
+      stacked: parameters, input and output lead with a layer axis.
+    """
+
+    kind: str
+    apply: Callable[[Params, jax.Array], jax.Array]
+    stacked: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorded:
+    """A forward whose leaves can be differentiated one by one.
+
+    Attributes:
+      encoded: what the forward returned.
+      inputs: leaf path to its input, rows leading (after the layer axis, if stacked).
+      pullback: cotangent of `encoded` -> (leaf path to the cotangent of its output,
+        gradient of all parameters). What the caller does not use is never computed.
+      leaves: by path, as in the parameters' names.
+    """
+
+    encoded: Any
+    inputs: Mapping[str, jax.Array]
+    pullback: Callable[[Any], tuple[Mapping[str, jax.Array], Params]]
+    leaves: Mapping[str, Leaf]
+
+
 class PrepareFn(Protocol):
     """Raw media to tokens. `key` None = evaluation: no DropToken."""
 
@@ -136,6 +171,22 @@ class EncodeFn(Protocol):
     def __call__(
         self, params: Params, batch: Batch, *, keys: Key[Array, "b"] | None = None
     ) -> Encoded: ...
+
+
+class RecordFn(Protocol):
+    """An `EncodeFn` that keeps what per-sample gradients need.
+
+    `select` takes the part of `Encoded` that anybody reads.
+    """
+
+    def __call__(
+        self,
+        params: Params,
+        batch: Batch,
+        *,
+        keys: Key[Array, "b"] | None = None,
+        select: Callable[[Encoded], Any],
+    ) -> Recorded: ...
 
 
 class Objective(Protocol):

@@ -8,12 +8,16 @@ shares, sum_i sum_k w_i^k g_i^k, is one ordinary backward of sum_k w_i^k c_i^k.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+_CALLS = {"pjit", "jit", "remat2", "checkpoint", "closed_call", "custom_jvp_call"}
+"""Primitives whose inputs and outputs are those of the program inside."""
 
 LossFn = Callable[[Any, Any], tuple[Mapping[str, jax.Array], Any]]
 """(heads, encoded) -> ({loss name: scalar}, auxiliary outputs)."""
@@ -29,6 +33,8 @@ class Cotangents:
       encoded: like the encoder's output, leaves [k, b, ...].
       heads: like the head parameters, leaves [k, ...].
       aux: what the loss function returned beside its losses.
+      reads: per loss, the towers (keys of `encoded`) that it depends on; its
+        cotangents of the others are zeros.
     """
 
     names: tuple[str, ...]
@@ -36,6 +42,27 @@ class Cotangents:
     encoded: Any
     heads: Any
     aux: Any
+    reads: tuple[frozenset[str], ...]
+
+    def reaching(self, tower: str) -> list[int]:
+        """Indices of the losses that read a tower."""
+        return [k for k, towers in enumerate(self.reads) if tower in towers]
+
+    def scaled(self, weights: Float[Array, "k"]) -> "Cotangents":
+        """Those of the losses times constants."""
+
+        def scale(x: jax.Array) -> jax.Array:
+            return x * weights.astype(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+
+        scaled = {
+            name: jax.tree.map(scale, getattr(self, name))
+            for name in ("losses", "encoded", "heads")
+        }
+        return dataclasses.replace(self, **scaled)
+
+    def row(self, tower: str, k: int) -> Any:
+        """The cotangent of loss k at one tower's output, leaves [b, ...]."""
+        return jax.tree.map(lambda c: c[k], self.encoded[tower])
 
 
 def per_loss(loss_fn: LossFn, heads: Any, encoded: Any) -> Cotangents:
@@ -44,9 +71,8 @@ def per_loss(loss_fn: LossFn, heads: Any, encoded: Any) -> Cotangents:
     Args:
       loss_fn: see `LossFn`; its dictionary's order names the losses.
       heads: parameters that belong to the losses.
-      encoded: a pytree whose leaves lead with the batch axis b.
+      encoded: tower name -> pytree whose leaves lead with the batch axis b.
     """
-
     names: list[str] = []
 
     def vector(heads: Any, encoded: Any) -> tuple[jax.Array, Any]:
@@ -58,7 +84,42 @@ def per_loss(loss_fn: LossFn, heads: Any, encoded: Any) -> Cotangents:
     # One call per loss instead of a vmap: k is small, and no batched rule is needed.
     rows = [pullback(one_hot) for one_hot in jnp.eye(len(names), dtype=jnp.float32)]
     by_head, by_encoded = jax.tree.map(lambda *row: jnp.stack(row), *rows)
-    return Cotangents(tuple(names), losses, by_encoded, by_head, aux)
+    reads = reach(lambda z: list(loss_fn(heads, z)[0].values()), encoded)
+    return Cotangents(tuple(names), losses, by_encoded, by_head, aux, reads)
+
+
+def reach(
+    f: Callable[[Any], Sequence[jax.Array]], encoded: Mapping[str, Any]
+) -> tuple[frozenset[str], ...]:
+    """Which towers each output of `f` depends on, read off the traced program.
+
+    A loss between two modalities never looks at the third; knowing that spares the
+    whole backward of its tower. Errs on the side of too many.
+    """
+    jaxpr = jax.make_jaxpr(f)(encoded).jaxpr
+    leaves = jax.tree_util.tree_leaves_with_path(encoded)
+    return tuple(_flow(jaxpr, [frozenset([path[0].key]) for path, _ in leaves]))
+
+
+def _flow(jaxpr: Any, inputs: Sequence[frozenset[str]]) -> list[frozenset[str]]:
+    """What each output of a program depends on, given that of its inputs."""
+    known = dict(zip(jaxpr.invars, inputs, strict=True))
+
+    def of(atom: Any) -> frozenset[str]:
+        # Literals are not hashable, and depend on nothing.
+        literal = isinstance(atom, jax.extend.core.Literal)
+        return frozenset() if literal else known.get(atom, frozenset())
+
+    for eqn in jaxpr.eqns:
+        own = [of(v) for v in eqn.invars]
+        inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+        inner = getattr(inner, "jaxpr", inner)
+        if eqn.primitive.name in _CALLS and inner is not None:
+            out = _flow(inner, own)
+        else:
+            out = [frozenset().union(*own)] * len(eqn.outvars)
+        known.update(zip(eqn.outvars, out, strict=True))
+    return [of(v) for v in jaxpr.outvars]
 
 
 def combine(encoded_cotangents: Any, weights: Float[Array, "b k"]) -> Any:
@@ -71,9 +132,6 @@ def combine(encoded_cotangents: Any, weights: Float[Array, "b k"]) -> Any:
     return jax.tree.map(leaf, encoded_cotangents)
 
 
-def combine_heads(head_cotangents: Any, loss_weights: Float[Array, "k"]) -> Any:
-    """sum_k w^k dL_k/dheads: leaves [k, ...] -> [...]."""
-    return jax.tree.map(
-        lambda g: jnp.tensordot(loss_weights.astype(g.dtype), g, axes=1),
-        head_cotangents,
-    )
+def combine_heads(head_cotangents: Any) -> Any:
+    """sum_k dL_k/dheads: leaves [k, ...] -> [...]."""
+    return jax.tree.map(lambda g: g.sum(0), head_cotangents)

@@ -163,7 +163,7 @@ class Encoder(nn.Module):
         if self.scan:
             scanned = nn.scan(
                 block,
-                variable_axes={"params": 0},
+                variable_axes={"params": 0, "inputs": 0, "taps": 0},
                 split_rngs={"params": True},
                 in_axes=(0, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
                 length=self.depth,

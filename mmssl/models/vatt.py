@@ -18,7 +18,7 @@ from jaxtyping import Array, Key
 
 from mmssl import errors, rng, trees, types
 from mmssl.models import backbone as backbones
-from mmssl.models import encoder, presets, tokenize
+from mmssl.models import encoder, presets, record, tokenize
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -89,6 +89,17 @@ class Model:
         encoded = self.module.apply({"params": params}, batch, keys)
         assert isinstance(encoded, types.Encoded)
         return encoded
+
+    def record(
+        self,
+        params: types.Params,
+        batch: types.Batch,
+        *,
+        keys: Key[Array, "b"] | None = None,
+        select: Callable[[types.Encoded], Any],
+    ) -> types.Recorded:
+        """`encode`, keeping what per-sample gradients need; see `record.record`."""
+        return record.record(self.module, params, batch, keys, select=select)
 
     def describe(self) -> dict[str, Any]:
         """Counts without allocating: `parameters`, `frozen`, `parts`, `modalities`.

@@ -7,11 +7,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
 from mmssl import rng, trees
-from mmssl.gradients import Harmonizer, backward
+from mmssl.gradients import Harmonizer, Tower, backward
 from mmssl.train.state import TrainState
-from mmssl.types import Encoded, EncodeFn, Metrics, Objective, PrepareFn, RawBatch
+from mmssl.types import (
+    Batch,
+    Encoded,
+    EncodeFn,
+    Metrics,
+    Objective,
+    Params,
+    PrepareFn,
+    RawBatch,
+    Recorded,
+    RecordFn,
+)
 
 
 @jax.tree_util.register_dataclass
@@ -22,10 +34,13 @@ class StepOutput:
     Attributes:
       metrics: scalars; `finite` is False where the update was skipped.
       embeddings: `modality/space` to [b, e], L2-normalised.
+      gram: [g, k, k] of the losses' gradients per sample or group; None where the
+        harmonizer reads none.
     """
 
     metrics: Metrics
     embeddings: Mapping[str, jax.Array]
+    gram: Float[Array, "g k k"] | None
 
 
 StepFn = Callable[[TrainState, RawBatch], tuple[TrainState, StepOutput]]
@@ -35,6 +50,7 @@ def make_step(
     *,
     prepare: PrepareFn,
     encode: EncodeFn,
+    record: RecordFn,
     objectives: Mapping[str, Objective],
     harmonizer: Harmonizer,
     tx: optax.GradientTransformation,
@@ -48,6 +64,7 @@ def make_step(
     Args:
       prepare: raw media to tokens.
       encode: row-wise encoder.
+      record: the same, for harmonizers that look inside it.
       objectives: by name; their losses are the k rows of the seam.
       harmonizer: weights per sample and loss.
       tx: optimizer over {"params", "heads"}.
@@ -60,13 +77,16 @@ def make_step(
         batch = prepare(raw, key=rng.stream(key, "drop_token", state.step))
         rows = raw.example_id.shape[0]
         keys = rng.per_row(rng.stream(key, "dropout", state.step), rows)
+        towers = {
+            name: _tower(name, encode, record, reads_tokens)
+            for name in batch.modalities
+        }
 
-        def encoded(params: Any) -> Encoded:
-            out = encode(params, batch, keys=keys)
-            # Zero cotangents of unread tokens would still run their backward.
-            return out if reads_tokens else dataclasses.replace(out, tokens={})
-
-        def losses(heads: Any, encoded: Encoded) -> tuple[dict[str, jax.Array], Any]:
+        def losses(heads: Any, parts: Any) -> tuple[dict[str, jax.Array], Any]:
+            encoded = Encoded(
+                tokens={m: own["tokens"] for m, own in parts.items() if reads_tokens},
+                pooled={m: own["pooled"] for m, own in parts.items()},
+            )
             outputs = {
                 name: objective(
                     heads[name],
@@ -81,13 +101,15 @@ def make_step(
             return merged({n: out.losses for n, out in outputs.items()}), outputs
 
         back = backward(
-            encoded,
+            towers,
             state.params,
+            (batch, keys),
             losses,
             state.heads,
             harmonizer=harmonizer,
             state=state.harmonizer,
             step=state.step,
+            key=rng.stream(key, "harmonizer", state.step),
         )
         grads = {"params": back.params, "heads": back.heads}
         grad_norm = trees.global_norm(grads)
@@ -106,13 +128,12 @@ def make_step(
             "loss": back.total,
             **{f"loss/{name}": value for name, value in back.losses.items()},
             **merged({name: out.metrics for name, out in back.aux.items()}),
+            **back.metrics,
             "grad_norm": grad_norm,
             "lr": jnp.asarray(schedule(state.step), jnp.float32),
             "finite": finite,
         }
-        embeddings = {
-            n: v for out in back.aux.values() for n, v in out.embeddings.items()
-        }
+        embeddings = merged({name: out.embeddings for name, out in back.aux.items()})
         state = dataclasses.replace(
             state,
             step=state.step + 1,
@@ -122,9 +143,31 @@ def make_step(
             harmonizer=harmonizer_state,
             extras=extras,
         )
-        return state, StepOutput(metrics=metrics, embeddings=embeddings)
+        return state, StepOutput(metrics=metrics, embeddings=embeddings, gram=back.gram)
 
     return step
+
+
+def _tower(name: str, encode: EncodeFn, record: RecordFn, reads_tokens: bool) -> Tower:
+    """One modality of the encoder, on rows (batch, keys)."""
+
+    def select(out: Encoded) -> dict[str, jax.Array]:
+        # Zero cotangents of tokens that nobody reads would still run their backward.
+        tokens = {"tokens": out.tokens[name]} if reads_tokens else {}
+        return {"pooled": out.pooled[name], **tokens}
+
+    def only(batch: Batch) -> Batch:
+        return dataclasses.replace(batch, modalities={name: batch.modalities[name]})
+
+    def encoded(params: Params, rows: Any) -> dict[str, jax.Array]:
+        batch, keys = rows
+        return select(encode(params, only(batch), keys=keys))
+
+    def recorded(params: Params, rows: Any) -> Recorded:
+        batch, keys = rows
+        return record(params, only(batch), keys=keys, select=select)
+
+    return Tower(encoded, recorded)
 
 
 def merged(by_objective: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
