@@ -14,10 +14,10 @@ comparison that is undone:
 - nash_mtl: both at length 1; theirs solves the problem up to a factor.
 - pcgrad: nothing; only two losses, since for more each draws its own order.
 
-TorchJD's epsilons are finer than its defaults, so that they do not decide the error. Its
-Nash-MTL and MGDA iterate, and sometimes stop early; the figures `unequal` (zero at the
-optimum) and `length_theirs_over_ours` (MGDA's update is the shortest) say whose update
-is off.
+TorchJD's epsilons are finer than its defaults, so that they do not decide the error.
+Its Nash-MTL and MGDA iterate, and sometimes stop early; the figures `unequal` (zero at
+the optimum) and `length_theirs_over_ours` (MGDA's update is the shortest) say whose
+update is off.
 """
 
 import argparse
@@ -160,10 +160,10 @@ def updates(
 
 
 def bargain(j: np.ndarray, d: np.ndarray) -> list[float]:
-    """How unequal w_k <g_k, d> are, which Nash-MTL makes equal: largest / least - 1."""
+    """How unequal are w_k <g_k, d>, which Nash-MTL makes equal: 1 - least / largest."""
     w = np.stack([np.linalg.lstsq(x.T, y)[0] for x, y in zip(j, d, strict=True)])
     shares = w * np.einsum("nkd,nd->nk", j, d)
-    return list(shares.max(-1) / shares.min(-1) - 1)
+    return list(1 - shares.min(-1) / shares.max(-1))
 
 
 def measure(arguments: argparse.Namespace) -> harness.Measured:
