@@ -444,6 +444,18 @@ def test_aligned_mtl_makes_all_singular_values_the_least(k, spread):
     assert error.max() < 1e-2
 
 
+@pytest.mark.parametrize("longer", [1.0, 1e3])
+def test_aligned_mtl_ignores_directions_that_only_rounding_spans(longer):
+    j = random(3)
+    j[:, 2] = j[:, 0] - 2 * j[:, 1]
+    j[:, :1] *= longer
+    left, values, right = np.linalg.svd(j, full_matrices=False)
+    assert (values[:, 2] < 1e-9 * values[:, 0]).all()
+    aligned = values[:, 1, None, None] * (left[:, :, :2] @ right[:, :2])
+    w = weigh(rules.AlignedMTL(), gramian(j))
+    close(combine(w, j), aligned.sum(1), j, tolerance=1e-4)
+
+
 @pytest.mark.parametrize(
     ("k", "alpha"), [(2, 2.0), (3, 0.5), (3, 1.0), (3, 4.0), (4, 1.0)]
 )
