@@ -10,7 +10,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 from unittest import mock
 
@@ -23,7 +23,7 @@ from mmssl import config as config_lib
 from mmssl.data import device
 from mmssl.errors import UserError
 from mmssl.experiment import Experiment
-from mmssl.gradients import Backward, Harmonizer
+from mmssl.gradients import Backward, Harmonizer, Tower
 from mmssl.gradients.cotangents import LossFn
 from mmssl.parallel import mesh as mesh_lib
 from mmssl.train import step as step_lib
@@ -54,20 +54,23 @@ def options() -> argparse.ArgumentParser:
 
 
 def plain_backward(
-    encode: Callable[[Any], Any],
+    towers: Mapping[str, Tower],
     params: Any,
+    rows: Any,
     loss_fn: LossFn,
     heads: Any,
     *,
     harmonizer: Harmonizer,
     state: Any,
     step: Any,
+    key: Any,
 ) -> Backward:
     """What `gradients.backward` computes at unit weights, without the seam."""
-    del harmonizer, step
+    del harmonizer, step, key
 
     def total(params: Any, heads: Any) -> Any:
-        losses, aux = loss_fn(heads, encode(params))
+        encoded = {name: tower.encode(params, rows) for name, tower in towers.items()}
+        losses, aux = loss_fn(heads, encoded)
         return sum(losses.values()), (dict(losses), aux)
 
     gradient = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)
@@ -79,6 +82,8 @@ def plain_backward(
         losses=losses,
         aux=aux,
         state=state,
+        metrics={},
+        gram=None,
     )
 
 

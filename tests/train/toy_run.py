@@ -93,7 +93,8 @@ def toy_step(state: TrainState, raw: RawBatch) -> tuple[TrainState, StepOutput]:
         key=state.key,
     )
     scalars = {"loss": loss, "loss/va": loss, "finite": finite}
-    return state, StepOutput(metrics=scalars, embeddings={"audio/va": unit})
+    output = StepOutput(metrics=scalars, embeddings={"audio/va": unit}, gram=None)
+    return state, output
 
 
 STEP = jax.jit(toy_step, donate_argnums=0)
