@@ -29,7 +29,7 @@ from mmssl.errors import UserError, nearest
 from mmssl.gradients import samplewise, solvers
 from mmssl.gradients.samplewise import Sample
 
-MAX_ENUMERATED = 8
+MAX_ENUMERATED = 6
 """Losses for which all 2^k subsets are tried."""
 
 
