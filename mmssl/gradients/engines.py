@@ -9,6 +9,7 @@ All have one signature, that of `jax.vjp` for many cotangents and a rule:
 sum_i sum_k w_i^k g_i^k. `Vmap` is the definition that all others are tested against.
 """
 
+import collections
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
@@ -20,7 +21,7 @@ from jaxtyping import Array, Float
 
 from mmssl import trees
 from mmssl.errors import UserError
-from mmssl.gradients.cotangents import Cotangents, combine
+from mmssl.gradients.cotangents import Cotangents, combine, reach
 from mmssl.gradients.products import gram_of
 from mmssl.types import Params, Recorded
 
@@ -132,7 +133,8 @@ class Vmap:
     backward per loss, in micro-batches of `chunk` groups.
 
     Attributes:
-      scope: pattern of the parameters (whole path) whose gradients are compared.
+      scope: pattern of the parameters (whole path) whose gradients are compared. Those
+        that only one loss reaches are left out: nothing conflicts there.
       chunk: groups whose gradients are held at once.
     """
 
@@ -150,7 +152,8 @@ class Vmap:
 
         def pullback(c: Cotangents, weigh: Weigh, state: Any, step: Any) -> Pulled:
             del step
-            gram = self._gram(towers, params, rows, c, group, names)
+            compared = names & _shared(towers, params, rows, c)
+            gram = self._gram(towers, params, rows, c, group, compared)
             weights = weigh(gram)
             grads = pull(combine(c.encoded, repeated(weights, group)))
             return Pulled(grads, gram, weights, state, {})
@@ -169,6 +172,8 @@ class Vmap:
         named = trees.named_leaves(params)
         rest = {n: p for n, p in named.items() if n not in names}
         inside = {n: p for n, p in named.items() if n in names}
+        if not inside:
+            return jnp.zeros((group_count(c, group), len(c.names), len(c.names)))
 
         def grouped(x: jax.Array) -> jax.Array:
             return x.reshape(-1, group, *x.shape[1:])
@@ -198,6 +203,28 @@ class Vmap:
         return jax.lax.map(
             of_group, (jax.tree.map(grouped, rows), by_group), batch_size=self.chunk
         )
+
+
+def _shared(
+    towers: Mapping[str, Tower], params: Params, rows: Any, c: Cotangents
+) -> set[str]:
+    """Names of the parameters that two losses or more reach."""
+    named = trees.named_leaves(params)
+    read = {
+        name: frozenset().union(
+            *reach(
+                lambda p, tower=tower: jax.tree.leaves(
+                    tower.encode(trees.from_named(p), rows)
+                ),
+                named,
+            )
+        )
+        for name, tower in towers.items()
+    }
+    times = collections.Counter(
+        n for own in c.reads for n in frozenset().union(*(read[t] for t in own))
+    )
+    return {name for name, count in times.items() if count > 1}
 
 
 @dataclasses.dataclass(frozen=True)
