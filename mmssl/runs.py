@@ -107,6 +107,8 @@ def train(
             writers.append(metrics.TensorBoardWriter(folder / "tensorboard"))
         writer = metrics.Writers(writers)
         stack.callback(writer.close)
+        conflicts = metrics.JsonlWriter(folder / "conflict.jsonl")
+        stack.callback(conflicts.close)
         events = metrics.EventLog(folder / "events.jsonl")
         stack.callback(events.close)
         view = progress.TrainProgress()
@@ -116,6 +118,7 @@ def train(
             data,
             checkpointer=checkpointer,
             writers=writer,
+            conflicts=conflicts,
             events=events,
             progress=view,
         )
@@ -130,6 +133,7 @@ def train(
             steps=config["steps"],
             checkpointer=checkpointer,
             writers=writer,
+            conflicts=conflicts,
             events=events,
             progress=view,
             dump_dir=folder / "nonfinite",

@@ -11,10 +11,11 @@ from typing import Any, Protocol, TypeVar
 import jax
 
 from mmssl.errors import UserError
+from mmssl.train import conflict
 from mmssl.train.checkpoint import Checkpointer
 from mmssl.train.health import health
 from mmssl.train.hooks import Hook
-from mmssl.train.metrics import EventLog, MetricWriter
+from mmssl.train.metrics import EventLog, JsonlWriter, MetricWriter
 from mmssl.train.preemption import Preemption
 from mmssl.train.recorder import Dispatched, ProgressView, Recorder, TrainSummary
 from mmssl.types import RawBatch
@@ -34,13 +35,20 @@ class Stepping(Protocol):
 
 
 class Output(Protocol):
-    """Scalars `metrics` (`loss`, `finite`, ...) and `embeddings` {m/space: [b, e]}."""
+    """Scalars `metrics` (`loss`, `finite`, ...), `embeddings` {m/space: [b, e]}, and
+    `gram` [g, k, k] of the gradients of `losses`, or None."""
 
     @property
     def metrics(self) -> Mapping[str, jax.Array]: ...
 
     @property
     def embeddings(self) -> Mapping[str, jax.Array]: ...
+
+    @property
+    def gram(self) -> jax.Array | None: ...
+
+    @property
+    def losses(self) -> Sequence[str]: ...
 
 
 class JittedStep(Protocol[S]):
@@ -61,14 +69,15 @@ def resume(
     *,
     checkpointer: Checkpointer,
     writers: MetricWriter,
+    conflicts: JsonlWriter,
     events: EventLog,
     progress: ProgressView,
 ) -> S | None:
     """Puts state, data and metrics back to the newest undamaged checkpoint.
 
     Call before the first batch is read. Damaged checkpoints are passed over with a
-    warning event. Rows of metrics after the restored step are dropped: the run writes
-    them again.
+    warning event. Rows of metrics and conflicts after the restored step are dropped:
+    the run writes them again.
 
     Args:
       like: the state, abstract or concrete, with the shardings to restore to.
@@ -81,12 +90,14 @@ def resume(
     """
     if checkpointer.latest() is None:
         writers.truncate(0)
+        conflicts.truncate(0)
         return None
     restored = checkpointer.restore(like)
     for warning in restored.warnings:
         events.write("warning", message=warning, step=restored.step)
         progress.note(f"warning: {warning}; going back to step {restored.step}")
     writers.truncate(restored.step)
+    conflicts.truncate(restored.step)
     pipeline.set_state(restored.data_state)
     events.write("resume", step=restored.step)
     return restored.state
@@ -100,6 +111,7 @@ def train(
     steps: int,
     checkpointer: Checkpointer,
     writers: MetricWriter,
+    conflicts: JsonlWriter,
     events: EventLog,
     progress: ProgressView,
     dump_dir: str | os.PathLike[str],
@@ -121,6 +133,7 @@ def train(
       steps: where the run ends, counted from its very beginning.
       checkpointer: saves at its own pace, at the last step, and when interrupted.
       writers: get a row every `log_every` steps and at the last.
+      conflicts: gets one at the same steps, if the step gives Gramians; see `conflict`.
       events: log of what is out of the ordinary.
       progress: what a person watches.
       dump_dir: where a step that was not finite leaves `step_N.json` with the ids of
@@ -146,6 +159,7 @@ def train(
         start=start,
         total=steps,
         writers=writers,
+        conflicts=conflicts,
         events=events,
         progress=progress,
         max_nonfinite=max_nonfinite,
@@ -168,12 +182,16 @@ def train(
                 raw, info, wait, data_state = _next(data, step)
                 state, output = step_fn(state, raw)
                 logged = step % log_every == 0 or step == steps
+                gram = output.gram if logged else None
                 recorder.settle()
                 recorder.dispatched(
                     Dispatched(
                         step=step,
                         metrics=output.metrics,
                         health=health(output.embeddings) if logged else None,
+                        cosines=None
+                        if gram is None
+                        else conflict.measure(gram, output.losses),
                         ids=[str(row["id"]) for row in info],
                         rows=raw.example_id.shape[0],
                         wait=wait,

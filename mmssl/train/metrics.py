@@ -75,12 +75,15 @@ class _JsonLines:
 
 
 class JsonlWriter:
-    """`metrics.jsonl`: {"step": 10, "time": ..., "loss": ...}; not finite is null."""
+    """`metrics.jsonl`: {"step": 10, "time": ..., "loss": ...}; not finite is null.
+
+    A `MetricWriter` that takes whatever JSON holds, as `conflict.jsonl` needs it.
+    """
 
     def __init__(self, path: str | os.PathLike[str]):
         self._lines = _JsonLines(path)
 
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         row = {"step": step, "time": round(time.time(), 3)}
         self._lines.append(row | {name: metrics[name] for name in sorted(metrics)})
 

@@ -11,8 +11,15 @@ from typing import Protocol
 import jax
 
 from mmssl.errors import UserError
+from mmssl.train import conflict
 from mmssl.train import health as health_lib
-from mmssl.train.metrics import EventLog, MetricWriter, disk_error, finite
+from mmssl.train.metrics import (
+    EventLog,
+    JsonlWriter,
+    MetricWriter,
+    disk_error,
+    finite,
+)
 
 _WINDOW = 50
 """Steps over which speed and data wait are measured."""
@@ -104,6 +111,7 @@ class Dispatched:
       step: its number, from 1.
       metrics: scalars on the device, `loss` and `finite` among them.
       health: health metrics on the device, only where the step is logged.
+      cosines: of the losses' gradients, where the step is logged and has Gramians.
       ids: ids of the batch's examples.
       rows: examples in the batch.
       wait: seconds waited for the batch.
@@ -112,6 +120,7 @@ class Dispatched:
     step: int
     metrics: Mapping[str, jax.Array]
     health: Mapping[str, jax.Array] | None
+    cosines: conflict.Cosines | None
     ids: Sequence[str]
     rows: int
     wait: float
@@ -126,13 +135,15 @@ class Recorder:
         start: int,
         total: int,
         writers: MetricWriter,
+        conflicts: JsonlWriter,
         events: EventLog,
         progress: ProgressView,
         max_nonfinite: int,
         dump_dir: pathlib.Path,
     ):
         self._start, self._total = start, total
-        self._writers, self._events, self._progress = writers, events, progress
+        self._writers, self._conflicts = writers, conflicts
+        self._events, self._progress = events, progress
         self._max_nonfinite, self._dump_dir = max_nonfinite, dump_dir
         self._begin = self._after_first = time.perf_counter()
         self._compile_seconds = 0.0
@@ -142,7 +153,7 @@ class Recorder:
         self._wait = self._samples = self._skipped = self._streak = 0
         self._losses: list[float] = []
         self._health: dict[str, float] = {}
-        self._collapsed_before = self._collapse_told = False
+        self._collapsed_before = self._collapse_told = self._fallback = False
         self._pending: Dispatched | None = None
 
     def dispatched(self, step: Dispatched) -> None:
@@ -177,6 +188,9 @@ class Recorder:
             self._health = _fetched(done.health)
             self._write_row(done, metrics)
             self._watch_collapse(done.step)
+        if done.cosines is not None and (row := conflict.row(done.cosines, done.ids)):
+            self._conflicts.write(done.step, row)
+        self._watch_audit(done.step, metrics)
         rate, wait = self._speed()
         self._progress.update(
             Reading(
@@ -236,6 +250,29 @@ class Recorder:
         if not warning:
             self._collapse_told = False
         self._collapsed_before = warning is not None
+
+    def _watch_audit(self, step: int, metrics: Mapping[str, float]) -> None:
+        fallback = metrics.get("audit/fallback", 0.0) > 0
+        if fallback == self._fallback:
+            return
+        self._fallback = fallback
+        rmse, sign, effect = (metrics[f"audit/{n}"] for n in ("rmse", "sign", "effect"))
+        found = (
+            f"cosines are off by {rmse:.3f} (rms), {sign:.1%} have the right sign, the "
+            f"gradient is off by {effect:.2f} of what harmonization changes"
+        )
+        if fallback:
+            message = (
+                "harmonizer.engine.metric no longer stands for all parameters in "
+                f"scope: {found}; comparing all of them from now on, which is slower"
+            )
+        else:
+            message = (
+                "harmonizer.engine.metric stands for all parameters in scope again: "
+                f"{found}"
+            )
+        self._events.write("audit", step=step, fallback=fallback, message=message)
+        self._progress.note(f"{'warning: ' * fallback}step {step}: {message}")
 
     def _skip(self, done: Dispatched, metrics: dict[str, float]) -> None:
         self._skipped += 1

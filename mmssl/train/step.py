@@ -36,11 +36,13 @@ class StepOutput:
       embeddings: `modality/space` to [b, e], L2-normalised.
       gram: [g, k, k] of the losses' gradients per sample or group; None where the
         harmonizer reads none.
+      losses: names of the k losses, in the order of `gram`.
     """
 
     metrics: Metrics
     embeddings: Mapping[str, jax.Array]
     gram: Float[Array, "g k k"] | None
+    losses: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
 
 
 StepFn = Callable[[TrainState, RawBatch], tuple[TrainState, StepOutput]]
@@ -143,7 +145,12 @@ def make_step(
             harmonizer=harmonizer_state,
             extras=extras,
         )
-        return state, StepOutput(metrics=metrics, embeddings=embeddings, gram=back.gram)
+        return state, StepOutput(
+            metrics=metrics,
+            embeddings=embeddings,
+            gram=back.gram,
+            losses=tuple(back.losses),
+        )
 
     return step
 

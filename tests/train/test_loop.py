@@ -33,6 +33,13 @@ def curve(workdir: pathlib.Path) -> list[tuple[int, float]]:
     return [(r["step"], r["loss"]) for r in rows(workdir / "metrics.jsonl")]
 
 
+def conflicts(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    return [
+        {k: v for k, v in r.items() if k != "time"}
+        for r in rows(workdir / "conflict.jsonl")
+    ]
+
+
 def assert_same_bits(left: Any, right: Any) -> None:
     left, right = trees.named_leaves(left), trees.named_leaves(right)
     assert left.keys() == right.keys()
@@ -64,6 +71,7 @@ def test_resume_equals_uninterrupted(whole, tmp_path):
     ahead.set_state(pipeline.get_state())
     assert next(iter(part))[1] == next(iter(ahead))[1]
     assert curve(tmp_path) == curve(workdir)
+    assert conflicts(tmp_path) == conflicts(workdir)
     assert [e["step"] for e in events(tmp_path, "resume")] == [7, 8, 23]
 
 
@@ -185,6 +193,7 @@ def test_nonfinite_steps_in_a_row_stop_the_run(tmp_path):
     state, summary, _ = toy_run.run(tmp_path, steps=6)
     assert (summary.start, summary.skipped) == (4, 0)
     assert [step for step, _ in curve(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    assert [r["step"] for r in conflicts(tmp_path)] == [1, 2, 3, 4, 5, 6]
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
 
 

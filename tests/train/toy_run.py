@@ -93,7 +93,14 @@ def toy_step(state: TrainState, raw: RawBatch) -> tuple[TrainState, StepOutput]:
         key=state.key,
     )
     scalars = {"loss": loss, "loss/va": loss, "finite": finite}
-    output = StepOutput(metrics=scalars, embeddings={"audio/va": unit}, gram=None)
+    # Two gradients per sample that have nothing to do with the loss.
+    pulls = x.reshape(len(x), 2, -1)
+    output = StepOutput(
+        metrics=scalars,
+        embeddings={"audio/va": unit},
+        gram=(pulls[:, :, None] * pulls[:, None]).sum(-1),
+        losses=("vt", "va"),
+    )
     return state, output
 
 
@@ -133,6 +140,7 @@ def run(
     """What `mmssl train` does, on the toy: resume or start, train, close."""
     pipeline = pipeline or Pipeline()
     writers = metrics.JsonlWriter(workdir / "metrics.jsonl")
+    conflicts = metrics.JsonlWriter(workdir / "conflict.jsonl")
     events = metrics.EventLog(workdir / "events.jsonl")
     progress = progress or Quiet()
     checkpointer = Checkpointer(
@@ -144,6 +152,7 @@ def run(
             shared = {
                 "checkpointer": checkpointer,
                 "writers": writers,
+                "conflicts": conflicts,
                 "events": events,
                 "progress": progress,
             }
@@ -158,6 +167,7 @@ def run(
             )
     finally:
         writers.close()
+        conflicts.close()
         events.close()
     return state, summary, pipeline
 
