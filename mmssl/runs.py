@@ -5,7 +5,7 @@ import contextlib
 import functools
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from mmssl.experiment import Experiment
 from mmssl.export import safetensors_export
 from mmssl.parallel import mesh as mesh_lib
 from mmssl.report import build as report_build
+from mmssl.report import conflict as report_conflict
 from mmssl.report import media as report_media
 from mmssl.report import run as report_files
 from mmssl.report import sections
@@ -289,19 +290,31 @@ def export_run(workdir: str, out: str, *, overwrite: bool = False) -> dict[str, 
     )
 
 
+SEARCHED = 5000
+"""Training rows that a report reads to find the clips it would like to show."""
+
+
 def report_run(workdir: str, *, samples: int = 6) -> pathlib.Path:
-    """Writes W/report.html, with clips of the evaluated split if it was evaluated."""
+    """Writes W/report.html.
+
+    With clips of the evaluated split if it was evaluated, and of the training split if
+    gradients were compared.
+    """
     experiment, folder = open_run(workdir), pathlib.Path(workdir)
-    if not (folder / workdir_lib.EVAL).is_file():
+    wanted = report_conflict.ids(report_files.read_run(folder))
+    evaluated = (folder / workdir_lib.EVAL).is_file()
+    if not (evaluated or wanted):
         return report_build.write_report(workdir)
-    remedy = f"run `mmssl eval --workdir {workdir}` again"
-    result = workdir_lib.read(folder, workdir_lib.EVAL, remedy=remedy)
-    examples = result["examples"]
-    source = sources.open_dataset(result["data"], result["split"])
-    first = range(min(samples, len(source)))
     with streams.open_pool(experiment) as pool:
         view = streams.make_view(experiment, pool, train=False)
-        clips = [_sample(source[i], view) for i in first]
+        trained = {r.id: _sample(r, view) for r in _training_rows(experiment, wanted)}
+        if not evaluated:
+            return report_build.write_report(workdir, clips=trained)
+        remedy = f"run `mmssl eval --workdir {workdir}` again"
+        result = workdir_lib.read(folder, workdir_lib.EVAL, remedy=remedy)
+        examples = result["examples"]
+        source = sources.open_dataset(result["data"], result["split"])
+        clips = [_sample(source[i], view) for i in range(min(samples, len(source)))]
         shown = {clip["id"]: clip for clip in clips}
         for id, row in result["rows"].items():
             shown.setdefault(id, _sample(source[row], view))
@@ -317,7 +330,29 @@ def report_run(workdir: str, *, samples: int = 6) -> pathlib.Path:
         }
         for e in examples
     ]
-    return report_build.write_report(workdir, samples=clips, retrieval=queries)
+    return report_build.write_report(
+        workdir, samples=clips, retrieval=queries, clips=trained
+    )
+
+
+def _training_rows(
+    experiment: Experiment, ids: Collection[str]
+) -> Iterator[records.Record]:
+    """Records of these ids among the first `SEARCHED` of each dataset."""
+    left = set(ids)
+    split = experiment.config["data"].get("split", "train")
+    for path, _ in experiment.datasets if left else ():
+        try:
+            source = sources.open_dataset(path, split)
+        except UserError:
+            continue  # the dataset has gone; the run's files are still worth a page
+        for i in range(min(len(source), SEARCHED)):
+            record = source[i]
+            if record.id in left:
+                left.discard(record.id)
+                yield record
+            if not left:
+                return
 
 
 def _sample(record: records.Record, view: views.View) -> report_media.Sample:

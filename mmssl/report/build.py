@@ -4,15 +4,24 @@ import datetime
 import importlib.resources
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import mmssl
 from mmssl import files
-from mmssl.report import media, sections
+from mmssl.report import conflict, media, sections
 from mmssl.report.html import Markup, document, join, tag
 from mmssl.report.run import read_run
 
-NAV = ("results", "training", "samples", "retrieval", "data", "config", "sources")
+NAV = (
+    "results",
+    "training",
+    "conflict",
+    "samples",
+    "retrieval",
+    "data",
+    "config",
+    "sources",
+)
 
 
 def write_report(
@@ -20,16 +29,18 @@ def write_report(
     *,
     samples: Sequence[media.Sample] | None = None,
     retrieval: Sequence[media.Query] | None = None,
+    clips: Mapping[str, media.Sample] | None = None,
 ) -> pathlib.Path:
     """Writes W/report.html, which opens offline and loads nothing.
 
-    Reads W/config.json, metrics.jsonl, events.jsonl, eval.json and data.json; what is
-    missing or damaged is said on the page.
+    Reads W/config.json, metrics.jsonl, conflict.jsonl, events.jsonl, eval.json and
+    data.json; what is missing or damaged is said on the page.
 
     Args:
       workdir: the run's folder.
       samples: clips to show, decoded (`media.Sample`).
       retrieval: ranked examples to show (`media.Query`).
+      clips: by id, those that conflict most and least (`conflict.ids`).
 
     Returns:
       The path of the page.
@@ -40,7 +51,9 @@ def write_report(
     folder = pathlib.Path(workdir)
     run = read_run(folder)
     made = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    links = [tag("a", name.capitalize(), href=f"#{name}") for name in NAV]
+    conflicts = conflict.conflict(run, clips or {})
+    names = [name for name in NAV if name != "conflict" or conflicts]
+    links = [tag("a", name.capitalize(), href=f"#{name}") for name in names]
     body = [
         sections.header(run),
         tag("nav", links, aria_label="Sections"),
@@ -48,6 +61,7 @@ def write_report(
             "main",
             sections.results(run),
             sections.training(run),
+            conflicts,
             sections.samples(samples),
             sections.retrieval(retrieval),
             sections.data(run),

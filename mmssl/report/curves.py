@@ -16,9 +16,17 @@ CHARTS = (
     (r"(?:.*/)?(?:data_)?wait\w*", "Data wait"),
     (r"(?:.*/)?(?:steps_per_s\w*|clips_per_s\w*|samples_per_s\w*)", "Speed"),
     (r"health/([^/]+)(?:/.+)?", "Health: {0}"),
+    (r"conflict/rate/.+", "Share in conflict"),
+    (r"conflict/defined/.+", "Share with both gradients"),
+    (r"conflict/(?:dropped|realigned)", "Dropped and realigned"),
+    (r"conflict/([^/]+)(?:/.+)?", "Conflict: {0}"),
+    (r"audit/.+", "Audit"),
     (r"([^/]+)/.+", "{0}"),
     (r"(.+)", "{0}"),
 )
+CONFLICT = ("conflict/", "audit/")
+"""Metrics that have a section of their own."""
+
 _SKIP = re.compile(r"step|time|finite|(?:.*/)?(?:wall|elapsed|seconds|eta)\w*")
 _ROUTINE = ("start", "first step", "end", "checkpoint", "save")
 _PALETTE = ("c-1", "c-2", "c-3", "c-4", "c-5", "c-6")

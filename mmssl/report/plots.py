@@ -8,7 +8,7 @@ import dataclasses
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -17,16 +17,22 @@ from mmssl.report.html import Markup, tag
 WIDTH, HEIGHT = 360, 190
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 16, 24
 BUCKETS = 180
+COLUMNS, LEVELS = 80, 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """One curve: `color` is a CSS class such as `c-va`; non-finite values are gaps."""
+    """One curve: `color` is a CSS class such as `c-va`; non-finite values are gaps.
+
+    `low` and `high` are a band around it; None = the extremes of points drawn as one.
+    """
 
     name: str
     color: str
     steps: Sequence[float]
     values: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,24 +82,26 @@ class _Buckets:
 
 
 def _bucket(series: Series) -> _Buckets:
-    """Mean, minimum and maximum in at most `BUCKETS` runs of neighbouring points."""
-    steps = np.asarray(series.steps, np.float64)
-    values = np.asarray(series.values, np.float64)
+    """Mean and band in at most `BUCKETS` runs of neighbouring points.
+
+    The band is from minimum to maximum, or the mean of the series' own.
+    """
+    steps, values = (np.asarray(x, np.float64) for x in (series.steps, series.values))
+    own = series.low is not None and series.high is not None
+    low, high = (
+        np.asarray(x if own else values, np.float64) for x in (series.low, series.high)
+    )
     if len(steps) <= BUCKETS:
-        return _Buckets(steps, values, values, values)
+        return _Buckets(steps, values, low, high)
     parts = [p for p in np.array_split(np.arange(len(steps)), BUCKETS) if len(p)]
-    kept: list[tuple[float, float, float, float]] = []
-    for part in parts:
-        finite = values[part][np.isfinite(values[part])]
-        middle = float(steps[part].mean())
-        if len(finite):
-            kept.append(
-                (middle, float(finite.mean()), float(finite.min()), float(finite.max()))
-            )
-        else:
-            kept.append((middle, math.nan, math.nan, math.nan))
-    table = np.asarray(kept)
-    return _Buckets(table[:, 0], table[:, 1], table[:, 2], table[:, 3])
+    least, most = (np.mean, np.mean) if own else (np.min, np.max)
+    kept = np.full((len(parts), 4), math.nan)
+    for row, part in zip(kept, parts, strict=True):
+        row[0] = steps[part].mean()
+        good = part[np.isfinite(values[part]) & np.isfinite(low[part] + high[part])]
+        if len(good):
+            row[1:] = values[good].mean(), least(low[good]), most(high[good])
+    return _Buckets(*kept.T)
 
 
 def _path(xs: np.ndarray, ys: np.ndarray) -> str:
@@ -106,6 +114,37 @@ def _path(xs: np.ndarray, ys: np.ndarray) -> str:
         else:
             pen = "M"
     return "".join(out)
+
+
+_Place = Callable[[np.ndarray | float], np.ndarray]
+
+
+def _axes(
+    xs: tuple[float, float], ys: tuple[float, float]
+) -> tuple[_Place, _Place, list[Markup]]:
+    """Data to pixels, across and down, and the labelled grid."""
+    (x0, x1), (y0, y1) = xs, ys
+
+    def px(x: np.ndarray | float) -> np.ndarray:
+        share = (np.asarray(x, np.float64) - x0) / (x1 - x0)
+        return LEFT + share * (WIDTH - LEFT - RIGHT)
+
+    def py(y: np.ndarray | float) -> np.ndarray:
+        share = (np.asarray(y, np.float64) - y0) / (y1 - y0)
+        return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
+
+    parts: list[Markup] = []
+    for tick in ticks(y0, y1):
+        y = round(float(py(tick)), 1)
+        parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid"))
+        parts.append(
+            tag("text", number(tick), x=LEFT - 6, y=y + 3.5, text_anchor="end")
+        )
+    for tick in ticks(x0, x1):
+        x = round(float(px(tick)), 1)
+        anchor = "end" if x > WIDTH - RIGHT - 12 else "middle"
+        parts.append(tag("text", number(tick), x=x, y=HEIGHT - 7, text_anchor=anchor))
+    return px, py, parts
 
 
 def curves(
@@ -133,25 +172,7 @@ def curves(
     pad = 0.05 * (y1 - y0) or max(abs(y1) * 0.1, 1e-12)
     y0, y1 = (y0 if y0 == 0 else y0 - pad), y1 + pad
 
-    def px(x: np.ndarray | float) -> np.ndarray:
-        share = (np.asarray(x, np.float64) - x0) / (x1 - x0)
-        return LEFT + share * (WIDTH - LEFT - RIGHT)
-
-    def py(y: np.ndarray | float) -> np.ndarray:
-        share = (np.asarray(y, np.float64) - y0) / (y1 - y0)
-        return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
-
-    parts: list[Markup] = []
-    for tick in ticks(y0, y1):
-        y = round(float(py(tick)), 1)
-        parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid"))
-        parts.append(
-            tag("text", number(tick), x=LEFT - 6, y=y + 3.5, text_anchor="end")
-        )
-    for tick in ticks(x0, x1):
-        x = round(float(px(tick)), 1)
-        anchor = "end" if x > WIDTH - RIGHT - 12 else "middle"
-        parts.append(tag("text", number(tick), x=x, y=HEIGHT - 7, text_anchor=anchor))
+    px, py, parts = _axes((x0, x1), (y0, y1))
     for mark in marks:
         if not x0 <= mark.step <= x1:
             continue
@@ -162,8 +183,8 @@ def curves(
         parts.append(tag("g", title, line, flag, class_=f"mark {_kind(mark.kind)}"))
     for one, box in zip(series, boxes, strict=True):
         xs = px(box.steps)
-        if len(one.steps) > BUCKETS:
-            good = np.isfinite(box.mean)
+        if len(one.steps) > BUCKETS or one.low is not None:
+            good = np.isfinite(box.mean) & np.isfinite(box.low + box.high)
             outline = _path(
                 np.r_[xs[good], xs[good][::-1]],
                 np.r_[py(box.high[good]), py(box.low[good])[::-1]],
@@ -200,6 +221,62 @@ def curves(
         class_="chart",
         role="img",
         data_points=json.dumps(points, separators=(",", ":")),
+    )
+
+
+def heat_map(steps: Sequence[float], counts: np.ndarray, *, label: str) -> Markup:
+    """Histograms over [-1, 1] as columns over steps; the lower half in another hue.
+
+    Args:
+      steps: n ascending steps.
+      counts: [n, bins]; each column is drawn as shares of its own sum. More than
+        `COLUMNS` are added up by neighbours.
+      label: what a screen reader says.
+    """
+    groups = np.array_split(np.arange(len(steps)), min(len(steps), COLUMNS))
+    bins = counts.shape[1]
+    summed = np.stack([counts[group].sum(0) for group in groups])
+    shares = summed / np.maximum(summed.sum(1, keepdims=True), 1)
+    level = np.ceil(LEVELS * shares / max(float(shares.max()), 1e-9)).astype(int)
+    first, last = float(steps[0]), float(steps[-1])
+    starts = [float(steps[group[0]]) for group in groups]
+    width = (last - first) / max(len(steps) - 1, 1) or 1.0
+    ends = [*starts[1:], last + width]
+    px, py, grid = _axes((first, ends[-1]), (-1.0, 1.0))
+    tall = float(py(0) - py(2 / bins))
+    parts: list[Markup] = []
+    for half, color in (("against", "m-skip"), ("along", "c-va")):
+        for shade in range(1, LEVELS + 1):
+            drawn = []
+            for (column, y), own in np.ndenumerate(level):
+                if own != shade or (y < bins // 2) != (half == "against"):
+                    continue
+                x, end = float(px(starts[column])), float(px(ends[column]))
+                top = float(py(2 * (y + 1) / bins - 1))
+                drawn.append(f"M{x:.1f} {top:.2f}H{end:.1f}v{tall:.2f}H{x:.1f}z")
+            if drawn:
+                opacity = round(0.08 + 0.92 * shade / LEVELS, 2)
+                parts.append(
+                    tag(
+                        "path",
+                        d="".join(drawn),
+                        class_=f"heat {color}",
+                        style=f"opacity:{opacity}",
+                    )
+                )
+    zero = round(float(py(0)), 1)
+    parts.append(
+        tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=zero, y2=zero, class_="zero")
+    )
+    return tag(
+        "svg",
+        tag("title", label),
+        grid,
+        parts,
+        viewBox=f"0 0 {WIDTH} {HEIGHT}",
+        class_="chart",
+        role="img",
+        data_points="[]",
     )
 
 

@@ -12,10 +12,14 @@ from mmssl.errors import UserError
 FILES = {
     "config.json": "the resolved configuration",
     "metrics.jsonl": "one line of training metrics per logged step",
+    "conflict.jsonl": "cosines of the losses' gradients, sample by sample",
     "events.jsonl": "restarts, skipped steps, faults, warnings",
     "eval.json": "evaluation: trained, random initialisation, chance",
     "data.json": "dataset fingerprint, coverage, fault counts",
 }
+
+OPTIONAL = ("conflict.jsonl",)
+"""Written only by runs that have something to say there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Run:
       metrics: one mapping per step, ascending; of repeated steps (after a restart
         from an older checkpoint) the last.
       replayed: how many metric lines such repeats replaced.
+      conflicts: rows of `train.conflict`, ascending.
       events: in file order.
       sources: every file by name, present or not.
     """
@@ -47,6 +52,7 @@ class Run:
     config: Mapping[str, Any]
     metrics: list[dict[str, Any]]
     replayed: int
+    conflicts: list[dict[str, Any]]
     events: list[dict[str, Any]]
     eval: Mapping[str, Any]
     data: Mapping[str, Any]
@@ -78,7 +84,7 @@ def read_run(workdir: pathlib.Path) -> Run:
     for name, what in FILES.items():
         path = workdir / name
         if not path.is_file():
-            note = f"{name} is not in the workdir"
+            note = "" if name in OPTIONAL else f"{name} is not in the workdir"
             sources[name] = Source(name, what, None, None, note)
             continue
         raw = path.read_bytes()
@@ -95,6 +101,11 @@ def read_run(workdir: pathlib.Path) -> Run:
         digest = hashlib.sha256(raw).hexdigest()
         sources[name] = Source(name, what, len(raw), digest, note)
     logged = [m for m in lines.get("metrics.jsonl", []) if _is_step(m.get("step"))]
+    conflicts = {
+        int(row["step"]): row
+        for row in lines.get("conflict.jsonl", [])
+        if _is_step(row.get("step"))
+    }
     by_step: dict[int, dict[str, Any]] = {}
     replayed = 0
     for record in logged:
@@ -107,6 +118,7 @@ def read_run(workdir: pathlib.Path) -> Run:
         config=objects.get("config.json", {}),
         metrics=[by_step[step] for step in sorted(by_step)],
         replayed=replayed,
+        conflicts=[conflicts[step] for step in sorted(conflicts)],
         events=lines.get("events.jsonl", []),
         eval=objects.get("eval.json", {}),
         data=objects.get("data.json", {}),

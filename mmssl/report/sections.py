@@ -17,11 +17,13 @@ def _source(*names: str) -> Markup:
     return tag("p", "from ", links, class_="from")
 
 
-def _gap(text: str) -> Markup:
+def gap(text: str) -> Markup:
+    """A line that says what is not there."""
     return tag("p", text, class_="gap")
 
 
-def _section(anchor: str, title: str, sources: Sequence[str], *body: Any) -> Markup:
+def section(anchor: str, title: str, sources: Sequence[str], *body: Any) -> Markup:
+    """Title and sources beside the body."""
     side = tag("div", tag("h2", title), _source(*sources) if sources else None)
     return tag("section", side, tag("div", body, class_="body"), id=anchor)
 
@@ -194,7 +196,7 @@ def results(run: Run) -> Markup:
     note = run.missing("eval.json")
     if note:
         text = f"{note}; `mmssl eval --workdir …` writes it."
-        return _section("results", "Results", sources, _gap(text))
+        return section("results", "Results", sources, gap(text))
     found, rest = tables.results({k: v for k, v in run.eval.items() if k != "examples"})
     groups: dict[str, list[tables.Result]] = {}
     for result in found:
@@ -210,11 +212,11 @@ def results(run: Run) -> Markup:
     about = tag(
         "details", tag("summary", "How it was evaluated"), tables.settings(_nest(rest))
     )
-    return _section(
+    return section(
         "results",
         "Results",
         sources,
-        [key, *body] if body else _gap("eval.json holds no trained/random/chance."),
+        [key, *body] if body else gap("eval.json holds no trained/random/chance."),
         about if rest else None,
     )
 
@@ -230,6 +232,7 @@ def training(run: Run) -> Markup:
     drawn = [
         curves_lib.chart_figure(title, series, marks)
         for title, series in curves_lib.charts(run.metrics).items()
+        if not series[0].name.startswith(curves_lib.CONFLICT)
     ]
     notes = [run.missing(name) for name in sources if run.missing(name)]
     if run.replayed:
@@ -237,12 +240,12 @@ def training(run: Run) -> Markup:
             f"{run.replayed} logged steps were repeated after a restart; "
             "the later value is drawn"
         )
-    return _section(
+    return section(
         "training",
         "Training",
         sources,
-        [_gap(f"{note}.") for note in notes],
-        tag("div", drawn, class_="curves") if drawn else _gap("No curve to draw."),
+        [gap(f"{note}.") for note in notes],
+        tag("div", drawn, class_="curves") if drawn else gap("No curve to draw."),
         _events(run),
     )
 
@@ -259,7 +262,7 @@ def _events(run: Run) -> Markup | None:
         for event in run.events
     ]
     if not rows:
-        return _gap("No events.")
+        return gap("No events.")
     table = tables.plain_table(("event", "step", "what"), rows)
     words = "1 event" if len(rows) == 1 else f"{len(rows):,} events"
     return tag(
@@ -270,16 +273,16 @@ def _events(run: Run) -> Markup | None:
 def samples(clips: Sequence[media.Sample] | None) -> Markup:
     """A few clips as the model sees them."""
     if not clips:
-        return _section("samples", "Samples", (), _gap("No sample clips were given."))
+        return section("samples", "Samples", (), gap("No sample clips were given."))
     blocks = [media.sample_block(clip) for clip in clips]
-    return _section("samples", "Samples", (), tag("div", blocks, class_="samples"))
+    return section("samples", "Samples", (), tag("div", blocks, class_="samples"))
 
 
 def retrieval(queries: Sequence[media.Query] | None) -> Markup:
     """Queries with their top five, the right ones marked."""
     if not queries:
         text = "No retrieval examples were given."
-        return _section("retrieval", "Retrieval", (), _gap(text))
+        return section("retrieval", "Retrieval", (), gap(text))
     blocks: list[Markup] = []
     for direction, group in media.query_groups(queries):
         hits = media.count_correct(group)
@@ -292,13 +295,13 @@ def retrieval(queries: Sequence[media.Query] | None) -> Markup:
                 class_="direction",
             )
         )
-    return _section("retrieval", "Retrieval", (), blocks)
+    return section("retrieval", "Retrieval", (), blocks)
 
 
 def data(run: Run) -> Markup:
     """Coverage, counts and faults."""
     note = run.missing("data.json")
-    body: list[Markup] = [_gap(f"{note}.")] if note else []
+    body: list[Markup] = [gap(f"{note}.")] if note else []
     faults = _faults(run)
     if faults:
         body.append(tables.plain_table(("fault", "files"), list(faults.items())))
@@ -306,21 +309,21 @@ def data(run: Run) -> Markup:
         body.append(tag("p", "No media faults."))
     if run.data:
         body.append(tables.settings(run.data))
-    return _section("data", "Data", ("data.json",), body)
+    return section("data", "Data", ("data.json",), body)
 
 
 def configuration(run: Run) -> Markup:
     """The resolved configuration, folded."""
     note = run.missing("config.json")
     if note:
-        return _section("config", "Configuration", ("config.json",), _gap(f"{note}."))
+        return section("config", "Configuration", ("config.json",), gap(f"{note}."))
     count = sum(1 for _ in tables.leaves(run.config))
     folded = tag(
         "details",
         tag("summary", f"{count} settings, resolved"),
         tables.settings(run.config),
     )
-    return _section("config", "Configuration", ("config.json",), folded)
+    return section("config", "Configuration", ("config.json",), folded)
 
 
 def footer(run: Run, *, version: str, made: str) -> Markup:

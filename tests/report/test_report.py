@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mmssl.errors import UserError
-from mmssl.report import curves, plots, sections, tables, write_report
+from mmssl.report import conflict, curves, plots, sections, tables, write_report
 from mmssl.report.html import Markup, join, tag
 from mmssl.report.run import read_run
 
@@ -138,6 +138,101 @@ def test_page_holds_everything_and_loads_nothing(workdir: pathlib.Path) -> None:
     policies = [given.get("content", "") for _, given in page.found]
     assert any(policy.startswith("default-src 'none'") for policy in policies)
     assert not re.search(r"url\(|@import|https?://", text)
+
+
+def compared(workdir: pathlib.Path, *, pair: str = "va_vt") -> None:
+    """Adds what a run writes whose harmonizer compares gradients."""
+    rows, told = metrics(), []
+    for row in rows:
+        row |= {f"conflict/{part}/{pair}": 0.25 for part in ("rate", "defined")}
+        row |= {f"conflict/cos_{part}/{pair}": 0.1 for part in ("mean", "q50")}
+        row |= {f"conflict/cos_q10/{pair}": -0.5, f"conflict/cos_q90/{pair}": 0.5}
+        row |= {"conflict/dropped": 0.2, "conflict/realigned": 0.3}
+        row |= {"conflict/norm/va": 1.0, "conflict/weight/va": 1.1, "audit/rmse": 0.01}
+        ends = {
+            "most": [{"id": f"m{i}", "cos": -0.75 + i / 9} for i in range(8)],
+            "least": [{"id": f"l{i}", "cos": 0.75 - i / 9} for i in range(8)],
+        }
+        counts = [0] * 12 + [3] + [0] * 20 + [5] + [0] * 6
+        told.append({"step": row["step"], "pairs": {pair: {"counts": counts, **ends}}})
+    for name, lines in (("metrics", rows), ("conflict", told)):
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (workdir / f"{name}.jsonl").write_text(text)
+
+
+def test_conflict_has_its_curves_its_map_and_its_clips(workdir: pathlib.Path) -> None:
+    compared(workdir)
+    assert conflict.ids(read_run(workdir)) == ["m0", "m1", "m2", "l0", "l1", "l2"]
+    clips = {"m0": sample("m0", text="off topic"), "l1": sample("l1")}
+    text = write_report(workdir, clips=clips).read_text()
+    page = Page(text)
+    # Five of training, the map, cosine, rate, defined, dropped, norm, weight, audit.
+    assert page.count("svg", **{"class": "chart"}) == 5 + 8
+    for word in ("Gradient conflict", "37.5%", "cosine -0.750", "off topic", "m2"):
+        assert word in page.text, word
+    for word in ("weighting sum", "training saw another window", "step 50"):
+        assert word in page.text, word
+    assert page.count("article", **{"class": "sample"}) == 2
+    assert page.count("a", href="#conflict") == 1
+    training = text.split('id="training"')[1].split('id="conflict"')[0]
+    assert "conflict/" not in training
+    write_report(workdir)
+    assert "were not at hand" in (workdir / "report.html").read_text()
+
+
+def test_a_run_that_compares_nothing_has_no_such_section(workdir: pathlib.Path) -> None:
+    text = write_report(workdir).read_text()
+    assert 'id="conflict"' not in text
+    assert "conflict.jsonl is not in the workdir" not in text
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": 60, "pairs": 3}',
+        '{"step": 60, "pairs": {"va_vt": {"counts": "none"}}}',
+        '{"step": 60, "pairs": {"va_vt": {"counts": [1, 2], "most": [{"id": 3}]}}}',
+        '{"step": 60, "pairs": {"va_vt": {"counts": [0, 0, 0, 0]}}}',
+        '{"step": "x", "pairs": {}}',
+        '{"step": 60, "pa',
+    ],
+)
+def test_damaged_rows_of_conflict_do_not_stop_the_page(
+    workdir: pathlib.Path, line: str
+) -> None:
+    compared(workdir)
+    with (workdir / "conflict.jsonl").open("a") as file:
+        file.write(line + "\n")
+    assert 'id="conflict"' in write_report(workdir).read_text()
+
+
+def test_a_heat_map_parts_conflict_from_agreement() -> None:
+    counts = np.zeros((300, 10))
+    counts[:, 2], counts[:, 7] = 1, 3
+    drawn = plots.heat_map(list(range(300)), counts, label="x")
+    paths = re.findall(
+        r'd="([^"]+)" class="heat ([^"]+)" style="opacity:([^"]+)"', drawn
+    )
+    (below, against, faint), (above, along, full) = paths
+    assert (against, along, full) == ("m-skip", "c-va", "1.0")
+    assert float(faint) < 0.6
+    # Columns are joined; all lie on their own side of the middle.
+    assert below.count("M") == above.count("M") == plots.COLUMNS
+    heights = [float(y) for y in re.findall(r"M\S+ (\S+?)H", above)]
+    assert max(heights) < min(float(y) for y in re.findall(r"M\S+ (\S+?)H", below))
+    one = plots.heat_map([5], np.ones((1, 4)), label="x")
+    assert "nan" not in one
+
+
+def test_a_band_of_its_own_is_drawn_at_any_length() -> None:
+    steps = [1.0, 2.0, 3.0]
+    drawn = plots.curves(
+        [plots.Series("x", "c-1", steps, [0.0] * 3, [-1.0] * 3, [2.0] * 3)], label="x"
+    )
+    assert 'class="band c-1"' in drawn
+    assert 'class="band' not in plots.curves(
+        [plots.Series("x", "c-1", steps, [0.0] * 3)], label="x"
+    )
 
 
 def test_every_text_is_escaped(workdir: pathlib.Path) -> None:
