@@ -6,6 +6,7 @@ Numbers come from abstract evaluation, so a pod's model is checked on a laptop.
 import contextlib
 import dataclasses
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from mmssl.data import device
 from mmssl.data.pipeline import HostBatch
 from mmssl.errors import UserError
 from mmssl.experiment import Experiment
+from mmssl.gradients import engines
 from mmssl.parallel import mesh as mesh_lib
 from mmssl.types import RawBatch
 
@@ -37,17 +39,20 @@ class Memory:
       gradients: as large as the parameters and heads.
       activations: what the encoder keeps for its backward pass, an upper bound: a
         compiler that recomputes or fuses needs less.
+      harmonizer: per-sample gradients that are compared, an upper bound; 0 where
+        nothing reads Gramians.
       batch: raw media.
     """
 
     state: int
     gradients: int
     activations: int
+    harmonizer: int
     batch: int
 
     @property
     def total(self) -> int:
-        return self.state + self.gradients + self.activations + self.batch
+        return sum(dataclasses.astuple(self))
 
 
 def without_data(experiment: Experiment) -> None:
@@ -81,6 +86,15 @@ def memory(experiment: Experiment) -> Memory:
     model, state = experiment.model, experiment.abstract_state()
     rows = experiment.config["batch"] // experiment.mesh.size
     raw = raw_shapes(experiment, rows)
+    harmonizer = experiment.harmonizer
+    share = (harmonizer.micro_batch or experiment.config["batch"]) / (
+        experiment.config["batch"]
+    )
+    held = 0
+    if harmonizer.reads_gramian:
+        groups = max(1, round(rows * share) // (harmonizer.group or rows))
+        output = jax.eval_shape(experiment.step, state, raw)[1]
+        held = output.gram.shape[-1] * harmonizer.engine.held(state.params, groups)
 
     def residuals(params: Any, raw: RawBatch) -> Any:
         key = jax.random.key(0)
@@ -96,7 +110,8 @@ def memory(experiment: Experiment) -> Memory:
         state=_bytes(state),
         gradients=_bytes((state.params, state.heads)),
         # The backward function also holds the parameters, counted above.
-        activations=max(kept - _bytes(state.params), 0),
+        activations=round(max(kept - _bytes(state.params), 0) * share),
+        harmonizer=held * jnp.dtype(jnp.float32).itemsize,
         batch=_bytes(raw),
     )
 
@@ -113,6 +128,35 @@ def head_parameters(experiment: Experiment) -> dict[str, int]:
     """Objective name to its heads' parameters."""
     heads = experiment.abstract_state().heads
     return {name: trees.size(params) for name, params in heads.items()}
+
+
+def compared(experiment: Experiment) -> tuple[int, int] | None:
+    """Parameters whose gradients are compared, of those in the engine's scope.
+
+    None where no step compares any, or the engine reads no parameter's gradient.
+
+    Raises:
+      UserError: the scope matches no parameter.
+    """
+    engine: Any = experiment.harmonizer.engine
+    if not (experiment.harmonizer.reads_gramian and hasattr(engine, "scope")):
+        return None
+    params = experiment.abstract_state().params
+    named = trees.named_leaves(params)
+    inside = engines.in_scope(params, engine.scope)
+    metric = getattr(engine, "metric", ".*")
+    seen = [name for name in inside if re.fullmatch(metric, name)]
+    return tuple(sum(named[n].size for n in names) for names in (seen, inside))
+
+
+def trace(experiment: Experiment) -> None:
+    """Traces the train step, which shows what no single part can know.
+
+    Raises:
+      UserError: sizes that do not divide, losses that are not there.
+    """
+    raw = raw_shapes(experiment, experiment.config["batch"])
+    jax.eval_shape(experiment.step, experiment.abstract_state(), raw)
 
 
 @dataclasses.dataclass(frozen=True)

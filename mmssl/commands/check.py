@@ -47,6 +47,7 @@ def check(arguments: argparse.Namespace) -> None:
             print(f"tokenizer {experiment.tokenizer_path}: {size} ids")
         print()
     _print_model(room, experiment)
+    _print_harmonizer(room, experiment)
     _print_memory(room, experiment)
     if arguments.no_data:
         if experiment.view_kwargs["text"] is not None:
@@ -84,12 +85,35 @@ def _print_model(room: Any, experiment: Any) -> None:
     )
 
 
+def _print_harmonizer(room: Any, experiment: Any) -> None:
+    found = experiment.harmonizer
+    rows = [("weighting", repr(found.weighting))]
+    if found.reads_gramian:
+        group = {1: "each sample", 0: "the whole batch"}
+        rows.append(("engine", type(found.engine).__name__))
+        count = room.compared(experiment)
+        if count is not None:
+            rows.append(("compared", "{:,} of {:,} parameters in scope".format(*count)))
+        rows.append(("of", group.get(found.group, f"groups of {found.group} samples")))
+    curriculum = found.curriculum
+    if curriculum is not None:
+        end = "" if curriculum.ramp == "constant" else f" to {curriculum.end or 0.0}"
+        last = curriculum.begin + curriculum.steps
+        span = f"{curriculum.ramp}, steps {curriculum.begin:,} to {last:,}"
+        level = f"{curriculum.start}{end} ({span})"
+        rows.append(("curriculum", f"{curriculum.rule} {level}"))
+    if found.micro_batch:
+        rows.append(("micro-batch", f"{found.micro_batch} samples"))
+    print("\n" + commands.table(rows, header=("harmonizer", "")))
+
+
 def _print_memory(room: Any, experiment: Any) -> None:
     found = room.memory(experiment)
     rows = [
         ("state: parameters, optimizer", _size(found.state)),
         ("gradients", _size(found.gradients)),
         ("activations, at most", _size(found.activations)),
+        ("gradients per sample, at most", _size(found.harmonizer)),
         ("batch", _size(found.batch)),
         ("together", _size(found.total)),
     ]

@@ -78,6 +78,10 @@ class Engine(Protocol):
         self, towers: Mapping[str, Tower], params: Params, rows: Any, *, group: int
     ) -> tuple[dict[str, Any], Pullback]: ...
 
+    def held(self, params: Params, groups: int) -> int:
+        """Numbers per loss that it holds beside a plain backward, for `groups`."""
+        ...
+
 
 def in_scope(params: Params, scope: str) -> list[str]:
     """Names of the parameters whose whole path `scope` matches.
@@ -107,6 +111,12 @@ def group_count(c: Cotangents, group: int) -> int:
             "harmonized together"
         )
     return rows // group
+
+
+def scope_size(params: Params, pattern: str) -> int:
+    """Scalars in the parameters whose whole path matches."""
+    named = trees.named_leaves(params)
+    return sum(named[n].size for n in in_scope(params, pattern))
 
 
 def repeated(weights: Float[Array, "g k"], group: int) -> Float[Array, "b k"]:
@@ -159,6 +169,9 @@ class Vmap:
             return Pulled(grads, gram, weights, state, {})
 
         return encoded, pullback
+
+    def held(self, params: Params, groups: int) -> int:
+        return min(self.chunk, groups) * scope_size(params, self.scope)
 
     def _gram(
         self,
@@ -238,6 +251,10 @@ class Embedding:
     def init(self) -> Any:
         return {}
 
+    def held(self, params: Params, groups: int) -> int:
+        del params, groups
+        return 0
+
     def vjp(
         self, towers: Mapping[str, Tower], params: Params, rows: Any, *, group: int
     ) -> tuple[dict[str, Any], Pullback]:
@@ -267,6 +284,10 @@ class Plain:
 
     def init(self) -> Any:
         return {}
+
+    def held(self, params: Params, groups: int) -> int:
+        del params, groups
+        return 0
 
     def vjp(
         self, towers: Mapping[str, Tower], params: Params, rows: Any, *, group: int

@@ -237,16 +237,11 @@ def in_chunks(
         own, summed = f({p: s.with_rows(take) for p, s in sites.items()}, chunk)
         return jax.tree.map(jnp.add, total, summed), own
 
-    shapes = jax.eval_shape(lambda: body_of_zero(f, sites, chunk, count))
+    first = {
+        p: s.with_rows(lambda x: x[: x.shape[0] // count]) for p, s in sites.items()
+    }
+    shapes = jax.eval_shape(lambda: f(first, chunk)[1])
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     summed, own = jax.lax.scan(body, zeros, jnp.arange(count))
     joined = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(groups, *x.shape[2:]), own)
     return joined, summed
-
-
-def body_of_zero(f: Any, sites: Sites, chunk: int, count: int) -> Any:
-    """Shapes of the sums: f on the first rows."""
-    first = {
-        p: s.with_rows(lambda x: x[: x.shape[0] // count]) for p, s in sites.items()
-    }
-    return f(first, chunk)[1]

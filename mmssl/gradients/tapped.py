@@ -29,6 +29,7 @@ from mmssl.gradients.engines import (
     group_count,
     in_scope,
     repeated,
+    scope_size,
 )
 from mmssl.types import Params
 
@@ -92,9 +93,13 @@ class _Tapped:
     """The way from towers to sites, the same for all."""
 
     scope: str
+    chunk: int = 0
 
     def init(self) -> Any:
         return {}
+
+    def held(self, params: Params, groups: int) -> int:
+        return min(self.chunk or groups, groups) * scope_size(params, self.scope)
 
     def vjp(
         self, towers: Mapping[str, Tower], params: Params, rows: Any, *, group: int
@@ -301,6 +306,9 @@ class Subset(_Tapped):
 
     def init(self) -> Any:
         return audit.init() if self.audit_every else {}
+
+    def held(self, params: Params, groups: int) -> int:
+        return min(self.chunk or groups, groups) * scope_size(params, self.metric)
 
     def _pull(
         self, request: Request, ordinary: Callable[[jax.Array], Params]
