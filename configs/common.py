@@ -10,7 +10,7 @@ def base() -> Any:
 
     data -> data.views.View, model -> models.build_model (the data's geometry is added),
     objectives.NAME -> objectives.OBJECTIVES[kind], harmonizer ->
-    gradients.WEIGHTINGS[weighting], optim -> optim.factory.make_optimizer,
+    gradients.Harmonizer, optim -> optim.factory.make_optimizer,
     data.limits -> data.faults.Limits.
     """
     config = ml_collections.ConfigDict()
@@ -82,6 +82,20 @@ def vatt_optim() -> dict[str, Any]:
         "peak_lr": 1e-4,
         "schedule": "quarter_cosine",
         "warmup": 10_000,
+    }
+
+
+def gradient_harmonization() -> dict[str, Any]:
+    """Two-sided realignment and a curriculum by conflict (Wu et al., arXiv 2211.02077).
+
+    What we could not learn of the paper is a choice here: see
+    docs/harmonization.md, "What is not known".
+    """
+    return {
+        "weighting": "pcgrad",
+        "engine": "subset",
+        "group": 1,
+        "curriculum": {"rule": "threshold", "start": -0.3, "end": 0.0},
     }
 
 

@@ -6,15 +6,20 @@
     mmssl train --config configs/demo.py --workdir runs/demo \\
         --config.data.path=runs/demo/data
 
-For 2 CPU cores; it also fits any small set of short clips.
+For 2 CPU cores; it also fits any small set of short clips. `demo.py:harmonized`
+realigns conflicting gradients and filters by conflict.
 """
 
 import common
 import ml_collections
 
 
-def get_config() -> ml_collections.ConfigDict:
+def get_config(variant: str = "plain") -> ml_collections.ConfigDict:
+    if variant not in ("plain", "harmonized"):
+        raise ValueError(f"expected plain or harmonized, not {variant!r}")
     config = common.base()
+    if variant == "harmonized":
+        config.harmonizer = common.gradient_harmonization()
     config.steps = 160
     config.batch = 32
     config.data.update(

@@ -146,7 +146,8 @@ def compared(experiment: Experiment) -> tuple[int, int] | None:
     inside = engines.in_scope(params, engine.scope)
     metric = getattr(engine, "metric", ".*")
     seen = [name for name in inside if re.fullmatch(metric, name)]
-    return tuple(sum(named[n].size for n in names) for names in (seen, inside))
+    count, whole = (sum(named[n].size for n in names) for names in (seen, inside))
+    return count, whole
 
 
 def trace(experiment: Experiment) -> None:

@@ -50,6 +50,9 @@ CLOSED = {
 """Keys of the entries that several parts read. The other entries are the keyword
 arguments of one constructor, whose signature is their schema."""
 
+SIMPLE = (bool, int, float, str)
+"""Annotations that are checked where a constructor is called."""
+
 MAY_CHANGE = (
     "checkpoint",
     "evals",
@@ -147,17 +150,18 @@ def _override(config: dict[str, Any], item: str) -> None:
     node: Any = config
     for depth, part in enumerate(parts[1:], start=1):
         where = ".".join(parts[1:depth]) or "the top level"
+        last = depth == len(parts) - 1
         # A constructor's entry takes any key: building it checks its signature.
-        new = depth == len(parts) - 1 > 1 and where not in CLOSED
-        if isinstance(node, dict) and part not in node and new:
-            node[part] = None
+        new = depth > 1 and where not in CLOSED
+        if isinstance(node, dict) and node.get(part) is None and new:
+            node[part] = None if last else {}
         if not isinstance(node, dict) or part not in node:
             options = list(node) if isinstance(node, dict) else []
             raise UserError(
                 f"--{name}: no key {part!r} under {where}{nearest(part, options)}; "
                 f"the keys there are {', '.join(options) or 'none (it is a value)'}"
             )
-        if depth < len(parts) - 1:
+        if not last:
             node = node[part]
     node[parts[-1]] = _parse(name, text, old=node[parts[-1]])
 
@@ -192,8 +196,9 @@ def build(constructor: Callable[..., T], where: str, /, **kwargs: Any) -> T:
       **kwargs: the entry.
 
     Raises:
-      UserError: an unknown key, with the nearest one; a missing one; or a ValueError
-        or TypeError of the constructor itself.
+      UserError: an unknown key, with the nearest one; a missing one; a value that is
+        not of the annotated simple type; or a ValueError or TypeError of the
+        constructor itself.
     """
     parameters = inspect.signature(constructor).parameters
     name = getattr(constructor, "__name__", type(constructor).__name__)
@@ -202,6 +207,13 @@ def build(constructor: Callable[..., T], where: str, /, **kwargs: Any) -> T:
             raise UserError(
                 f"config {where}.{key}: {name} takes no {key!r}"
                 f"{nearest(key, parameters)}; it takes {', '.join(parameters)}"
+            )
+        wanted = parameters[key].annotation
+        if wanted in SIMPLE and not _is(wanted, kwargs[key]):
+            found = kwargs[key]
+            raise UserError(
+                f"config {where}.{key}: expected {wanted.__name__}, found "
+                f"{type(found).__name__} {found!r}"
             )
     missing = [
         p.name
@@ -215,11 +227,22 @@ def build(constructor: Callable[..., T], where: str, /, **kwargs: Any) -> T:
     try:
         return constructor(**kwargs)
     except (ValueError, TypeError) as error:
-        raise UserError(f"config {where}: {error}") from error
+        # A message that begins with a parameter's name is about that key.
+        key = str(error).partition(":")[0]
+        dot = "." if key in parameters else ": "
+        raise UserError(f"config {where}{dot}{error}") from error
 
 
-def choose(table: Mapping[str, T], kind: str, where: str) -> T:
+def _is(wanted: type, value: Any) -> bool:
+    if isinstance(value, bool) or wanted is bool:
+        return isinstance(value, bool) and wanted is bool
+    return isinstance(value, (int, float) if wanted is float else wanted)
+
+
+def choose(table: Mapping[str, T], kind: str | None, where: str) -> T:
     """The table's entry, or a UserError that names the nearest."""
+    if kind is None:
+        raise UserError(f"config {where} needs a kind: one of {', '.join(table)}")
     if kind not in table:
         raise UserError(
             f"config {where}: unknown {kind!r}{nearest(str(kind), table)}; "

@@ -155,6 +155,7 @@ class Experiment:
 
     @functools.cached_property
     def harmonizer(self) -> gradients.Harmonizer:
+        """Weighting and engine by name, or {"kind": name, ...keyword arguments}."""
         entry = {"engine": "subset", **self.config["harmonizer"]}
         tables: dict[str, Any] = {
             "weighting": gradients.WEIGHTINGS,
@@ -163,9 +164,14 @@ class Experiment:
         for key, table in tables.items():
             if key in entry:
                 entry[key] = _one_of(table, entry[key], f"harmonizer.{key}")
-        if entry.get("curriculum"):
-            options = {"steps": self.config["steps"], **entry["curriculum"]}
+        if entry.get("curriculum") is not None:
             where = "harmonizer.curriculum"
+            if not isinstance(entry["curriculum"], Mapping):
+                raise UserError(
+                    f"config {where}: expected its options, like {where}.rule="
+                    f"'threshold', found {entry['curriculum']!r}"
+                )
+            options = {"steps": self.config["steps"], **entry["curriculum"]}
             entry["curriculum"] = config_lib.build(
                 gradients.Curriculum, where, **_tuples(options)
             )

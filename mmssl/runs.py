@@ -10,8 +10,8 @@ from typing import Any
 
 import jax
 
+from mmssl import check, streams
 from mmssl import config as config_lib
-from mmssl import streams
 from mmssl import workdir as workdir_lib
 from mmssl.data import device, pipeline, records, sources, views
 from mmssl.errors import UserError
@@ -91,6 +91,7 @@ def train(
         if command:
             described["command"] = command
         abstract = experiment.abstract_state()
+        check.trace(experiment)  # what it finds must not leave a workdir behind
         folder.mkdir(parents=True, exist_ok=True)
         stack.enter_context(workdir_lib.locked(folder))
         _claim(folder, config, described)
