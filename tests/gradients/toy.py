@@ -1,10 +1,9 @@
-"""A recorded encoder of three towers, and the same mathematics in float64 NumPy terms.
+"""A recorded encoder of three towers, and the same mathematics without the library.
 
-The encoder has a leaf of every kind: kernels with and without bias, norms, a table of
-words, positions. Its block `layer_00` sees all tokens of a sample, so that keeping
-per-sample gradients is cheapest there; `layer_01` sees one, so that products of tokens
-are. `plain_encode` and `losses` are written without the library and run at any
-precision: what they give in float64 is what every engine is held against.
+The encoder has a leaf of every kind: kernels, norms, a table of words, positions. Its
+`layer_00` sees all tokens of a sample, so that keeping per-sample gradients is cheapest
+there; `layer_01` sees one, so that products of tokens are. `plain_encode` and `losses`
+run at any precision: what they give in float64 is what every engine is held against.
 """
 
 import dataclasses
@@ -71,8 +70,7 @@ class Layer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         y = layers.LayerNorm(name="norm")(x)
-        y = jnp.tanh(layers.Dense(WIDTH, name="mlp_in")(y))
-        return x + layers.Dense(WIDTH, use_bias=False, name="mlp_out")(y)
+        return x + jnp.tanh(layers.Dense(WIDTH, name="mlp")(y))
 
 
 def plain_encode(params: Any, x: Any, tower: str) -> Any:
@@ -85,8 +83,7 @@ def plain_encode(params: Any, x: Any, tower: str) -> Any:
 
     def layer(p: Any, x: Any) -> Any:
         y = norm(p["norm"], x, centred=True)
-        y = jnp.tanh(y @ p["mlp_in"]["kernel"] + p["mlp_in"]["bias"])
-        return x + y @ p["mlp_out"]["kernel"]
+        return x + jnp.tanh(y @ p["mlp"]["kernel"] + p["mlp"]["bias"])
 
     own, shared = params[tower], params["shared"]
     if tower == "text":
@@ -237,6 +234,7 @@ def compiled(
     names: tuple[str, ...] = K2,
     mask: tuple[bool, ...] | None = None,
     recorded: bool = True,
+    fields: tuple[str, ...] = ("params", "gram"),
 ) -> Any:
     """(params, heads, rows, harmonizer state, step) -> `Backward` as a dictionary."""
     own = towers()
@@ -256,10 +254,7 @@ def compiled(
             step=step,
             key=jax.random.key(5),
         )
-        return {
-            field: getattr(back, field)
-            for field in ("params", "heads", "gram", "metrics", "state", "losses")
-        }
+        return {field: getattr(back, field) for field in fields}
 
     return go
 
