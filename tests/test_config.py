@@ -4,8 +4,11 @@ import textwrap
 
 import pytest
 
+from mmssl import check, gradients
 from mmssl import config as config_lib
 from mmssl.errors import UserError
+from mmssl.experiment import Experiment
+from tests.conftest import ROOT
 
 SOURCE = """
 import ml_collections
@@ -54,6 +57,12 @@ def test_loads_plain_values_and_the_argument(path):
         ("--config.data.path=['a','b']", ("data", "path"), ["a", "b"]),
         ("--config.data.video=none", ("data", "video"), None),
         ("--config.optim.momentum=0.5", ("optim", "momentum"), 0.5),
+        ("--config.harmonizer.engine.chunk=4", ("harmonizer", "engine", "chunk"), 4),
+        (
+            "--config.harmonizer.curriculum.rate=.1",
+            ("harmonizer", "curriculum", "rate"),
+            0.1,
+        ),
     ],
 )
 def test_overrides_keep_the_type(path, override, key, value):
@@ -117,6 +126,104 @@ def test_constructors_are_the_schema():
         config_lib.build(make, "model", width=3, depth=0)
     with pytest.raises(UserError, match=r"unknown 'smm'; did you mean 'sum'"):
         config_lib.choose({"sum": 1}, "smm", "harmonizer.weighting")
+
+
+@pytest.mark.parametrize(
+    ("value", "fits"),
+    [(3, True), (True, False), (3.5, False), ("3", False), (None, False)],
+)
+def test_simple_types_are_those_of_the_signature(value, fits):
+    if fits:
+        assert config_lib.build(make, "model", width=value) == (value, 2)
+        return
+    with pytest.raises(UserError, match=r"config model\.width: expected int, found "):
+        config_lib.build(make, "model", width=value)
+
+
+def harmonizer(*overrides: str, recipe: str = "demo.py") -> gradients.Harmonizer:
+    items = [f"--config.harmonizer.{item}" for item in overrides]
+    return Experiment(config_lib.load(str(ROOT / "configs" / recipe), items)).harmonizer
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("weighting=pcgradd", r"harmonizer.weighting: .*did you mean 'pcgrad'"),
+        ("engine=exactt", r"harmonizer.engine: .*did you mean 'exact'"),
+        ("engine.chunk=2", r"harmonizer.engine needs a kind: one of vmap, exact"),
+        ("weighting={'kind': 'cagrad', 'r': 1}", r"weighting.r: CAGrad takes no 'r'"),
+        ("weighting={'kind': 'cagrad', 'c': 2}", r"harmonizer.c must be .*found 2"),
+        ("engine={'kind': 'exact', 'chunck': 2}", r"engine.chunck: .*mean 'chunk'"),
+        ("engine={'kind': 'exact', 'chunk': 'x'}", r"engine.chunk: expected int"),
+        ("curriculum.start=2.5", r"config harmonizer.curriculum.start: .*\[-1, 1\)"),
+        ("curriculum.rule=hard", r"config harmonizer.curriculum.rule: .*'threshold'"),
+        ("curriculum.strt=0.1", r"curriculum.strt: Curriculum .*mean 'start'"),
+        ("curriculum=threshold", r"harmonizer.curriculum: expected its options"),
+        ("curiculum.start=0.1", r"Harmonizer takes no 'curiculum'; did you mean"),
+        ("grup=8", r"'grup'; did you mean 'group'.*weighting, curriculum, engine"),
+        ("group=x", r"harmonizer.group: expected int"),
+        ("group=-1", r"harmonizer.group: expected 0 or more"),
+    ],
+)
+def test_a_wrong_harmonizer_is_one_message(override, message):
+    with pytest.raises(UserError, match=message) as caught:
+        harmonizer(override)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_proxys_norms_are_refused():
+    with pytest.raises(UserError, match="'embedding' is a proxy"):
+        harmonizer("engine=embedding", "weighting=pcgrad")
+
+
+def test_harmonizers_are_built_from_names_and_options():
+    plain = harmonizer()
+    assert isinstance(plain.engine, gradients.Subset)
+    assert not plain.reads_gramian
+    built = harmonizer(
+        "weighting={'kind': 'cagrad', 'c': 0.25}",
+        "engine={'kind': 'exact', 'chunk': 4}",
+        "curriculum.pair=('va', 'vt')",
+        "group=2",
+    )
+    assert built.weighting == gradients.WEIGHTINGS["cagrad"](c=0.25)
+    assert built.engine == gradients.Exact(chunk=4)
+    assert built.group == 2
+    # The ramp is as long as the run unless it is said.
+    assert built.curriculum == gradients.Curriculum(steps=160, pair=("va", "vt"))
+
+
+def test_the_recipe_is_vatt_with_another_harmonizer():
+    plain, recipe = (
+        config_lib.load(str(ROOT / "configs" / f"{name}.py"))
+        for name in ("vatt_ma_medium", "cmgh_ma_medium")
+    )
+    assert plain.pop("harmonizer") == {"weighting": "sum"}
+    built = harmonizer(recipe="cmgh_ma_medium.py")
+    recipe.pop("harmonizer")
+    assert recipe == plain
+    assert built.curriculum is not None
+    assert (built.curriculum.rule, built.curriculum.steps) == ("threshold", 500_000)
+    assert harmonizer(recipe="demo.py:harmonized").weighting == built.weighting
+    with pytest.raises(UserError, match="expected plain or harmonized"):
+        harmonizer(recipe="demo.py:cmgh")
+
+
+def test_compared_parameters_are_counted():
+    def count(*overrides):
+        items = [f"--config.harmonizer.{item}" for item in overrides]
+        config = config_lib.load(str(ROOT / "configs" / "demo.py"), items)
+        experiment = Experiment(config)
+        check.without_data(experiment)
+        return check.compared(experiment)
+
+    assert count() is None
+    some, whole = count("weighting=pcgrad")
+    assert 0 < some < whole / 8
+    assert count("weighting=pcgrad", "engine=exact") == (whole, whole)
+    assert count("engine=embedding", "monitor=True") is None
+    with pytest.raises(UserError, match="'nowhere' matches none"):
+        count("weighting=pcgrad", "engine={'kind': 'vmap', 'scope': 'nowhere'}")
 
 
 def test_a_workdir_of_another_config_is_refused(path):
