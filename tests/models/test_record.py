@@ -20,7 +20,7 @@ ONE_LAYER = {**SIZE, "layers": 1}
 
 
 def towers_of(model):
-    """As the train step makes them: rows are (batch, keys), pooled features are read."""
+    """As in the train step: rows are (batch, keys), pooled features are read."""
 
     def only(name, rows):
         batch, keys = rows

@@ -1,5 +1,6 @@
 """Checkpoints: what is restored is what was saved, or it is refused by name."""
 
+import dataclasses
 import errno
 import os
 import pathlib
@@ -14,6 +15,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mmssl import trees
 from mmssl.errors import UserError
+from mmssl.gradients import Curriculum, Harmonizer, Subset
 from mmssl.train import integrity
 from mmssl.train.checkpoint import Checkpointer
 from tests.train import toy_run
@@ -269,3 +271,22 @@ def test_training_falls_back_from_a_damaged_checkpoint(tmp_path):
     assert "checkpoint 9 is damaged" in (tmp_path / "run/events.jsonl").read_text()
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(whole), strict=True):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def test_the_harmonizers_memory_is_in_the_checkpoint(tmp_path):
+    """Running sums of the audit and of the quantile: without them a resumed run would
+    audit and drop as if it had just begun."""
+    harmonizer = Harmonizer(
+        curriculum=Curriculum(steps=9, rule="quantile", start=0.1, end=0.2),
+        engine=Subset(),
+    )
+    state = dataclasses.replace(toy_run.fresh_state(), harmonizer=harmonizer.init())
+    assert len(jax.tree.leaves(state.harmonizer)) == 9
+    leaves, tree = jax.tree.flatten(state.harmonizer)
+    moved = tree.unflatten([x + i for i, x in enumerate(leaves, start=1)])
+    with Checkpointer(tmp_path) as checkpointer:
+        saved = dataclasses.replace(state, harmonizer=moved)
+        checkpointer.save(saved, {}, step=1)
+        checkpointer.wait()
+        restored = checkpointer.restore(jax.eval_shape(lambda: state)).state
+    jax.tree.map(np.testing.assert_array_equal, restored.harmonizer, moved)
