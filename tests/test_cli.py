@@ -309,6 +309,18 @@ def test_check_reports_a_config_with_its_data(run: Run, world: pathlib.Path) -> 
     assert "heads/contrast" in out
 
 
+def test_check_says_what_a_harmonizer_compares(run: Run) -> None:
+    line = f"check {DEMO} --no-data --config.harmonizer.engine=embedding"
+    curriculum = "--config.harmonizer.curriculum.end=0.25"
+    code, out, _ = run(*line.split(), curriculum)
+    assert code == 0
+    assert re.search(r"^weighting +Sum\(\)$", out, re.M)
+    assert re.search(r"^engine +Embedding$", out, re.M)
+    assert re.search(r"^of +each sample$", out, re.M)
+    expected = r"^curriculum +threshold -0.3 to 0.25 \(linear, steps 0 to 160\)$"
+    assert re.search(expected, out, re.M)
+
+
 def test_check_counts_a_pods_model_without_data(run: Run) -> None:
     line = "check --config configs/vatt_ma_medium.py --no-data"
     code, out, _ = run(*line.split())
@@ -343,6 +355,13 @@ def test_check_counts_a_pods_model_without_data(run: Run) -> None:
         ("train {demo} {data} --workdir {t}/w --config.data.split=tran", ["'train'?"]),
         ("train {demo} {data} --workdir {t}/w --config.model.size=big", ["tiny"]),
         ("train {demo} {data} --workdir {t}/w --config.batch=30", ["30", "8"]),
+        ("train {demo} {data} --workdir {t}/w {h}weighting=pcgradd", ["'pcgrad'?"]),
+        ("train {demo} {data} --workdir {t}/w {h}curriculum.start=2", ["m.start: "]),
+        (
+            "train {demo} {data} --workdir {t}/w {h}monitor=True {h}engine=embedding "
+            "{h}group=5",
+            ["harmonizer.group 5", "32 rows"],
+        ),
         ("check {demo} --config.data.path={w}/no", ["not a dataset"]),
         ("eval --workdir {t}/no", ["no config.json", "mmssl train"]),
         ("export --workdir {t}/no --out {t}/e", ["no config.json"]),
@@ -369,7 +388,9 @@ def test_bad_input_gets_one_message_and_leaves_nothing(
         metadata.write_text(stated)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     data = f"--config.data.path={world}/data"
-    code, _, err = run(*line.format(w=world, t=tmp_path, demo=DEMO, data=data).split())
+    words_of = {"w": world, "t": tmp_path, "demo": DEMO, "data": data}
+    line = line.format(**words_of, h="--config.harmonizer.")
+    code, _, err = run(*line.split())
     assert code == 2
     messages = [x for x in err.splitlines() if x.startswith("mmssl: error: ")]
     assert len(messages) == 1
