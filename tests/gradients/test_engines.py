@@ -37,15 +37,13 @@ def relative(found, wanted):
 @pytest.mark.parametrize(
     ("engine", "names", "options"),
     [
-        (Vmap(), toy.K2, {}),
-        (Vmap(scope=ALL, chunk=3), toy.K3, {}),
+        (Vmap(), toy.K3, {"group": 0}),
+        (Vmap(scope=ALL, chunk=3), toy.K2, {}),
         (Vmap(chunk=2), toy.K2, {"group": 2, "micro_batch": 4}),
         (Exact(), toy.K2, {}),
         (Exact(scope=ALL, chunk=4), toy.K3, {}),
         (Exact(scope=ALL), toy.K2, {"micro_batch": 2}),
         (Exact(chunk=1), toy.K2, {"group": 2, "micro_batch": 4}),
-        (Exact(), toy.K3, {"group": 0}),
-        (Subset(metric=ALL, audit_every=0, chunk=4), toy.K2, {}),
     ],
     ids=repr,
 )
@@ -179,18 +177,13 @@ def test_last_k_compares_the_last_blocks():
     assert relative(monitored(LastK(k=1)), gram) < 3e-6
 
 
-def test_a_sketch_converges_to_the_gramian():
-    """Error of a product: size^-1/2 of the norms, here over eight samples."""
+def test_a_sketch_of_many_directions_is_the_gramian():
+    """Error of a product of two gradients: about size^-1/2 of their norms."""
+    size = 4096
     gram = toy.gram(toy.explicit())
     scale = np.sqrt(gram[:, 0, 0] * gram[:, 1, 1])
-
-    def rms(size):
-        off = (monitored(Sketch(size=size)) - gram)[:, 0, 1] / scale
-        return np.sqrt((off**2).mean())
-
-    few, many = rms(8), rms(2048)
-    assert 0.01 < few < 0.5
-    assert many < few / 4
+    off = (monitored(Sketch(size=size)) - gram)[:, 0, 1] / scale
+    assert 1e-4 < np.sqrt((off**2).mean()) < 1.5 * size**-0.5
 
 
 def test_embedding_compares_the_cotangents_alone():
