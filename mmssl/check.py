@@ -93,7 +93,8 @@ def memory(experiment: Experiment) -> Memory:
     held = 0
     if harmonizer.reads_gramian:
         groups = max(1, round(rows * share) // (harmonizer.group or rows))
-        output = jax.eval_shape(experiment.step, state, raw)[1]
+        whole = raw_shapes(experiment, experiment.config["batch"])  # as it is sharded
+        output = jax.eval_shape(experiment.step, state, whole)[1]
         held = output.gram.shape[-1] * harmonizer.engine.held(state.params, groups)
 
     def residuals(params: Any, raw: RawBatch) -> Any:
