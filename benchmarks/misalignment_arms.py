@@ -74,7 +74,7 @@ class Gated:
         place = (total[:, None] < total[None, :]).sum(1)  # 0: the highest loss
         kept = place >= jnp.round(state["drop"] * self.batch)
         weights = state["table"][batch.example_id] * kept[:, None]
-        weights *= self.batch / jnp.maximum(weights.sum(0), 1.0)
+        weights *= self.batch / jnp.maximum(weights.sum(0, keepdims=True), 1.0)
         losses = {
             name: inner(_weighted(encoded, weights[:, k])).losses[name]
             for k, name in enumerate(plain.losses)

@@ -214,7 +214,7 @@ def _of_agreement(
     """
     others = dots - gram
     length = jnp.sqrt(jnp.diagonal(gram, axis1=1, axis2=2))
-    cosine = others / jnp.maximum(length[:, :, None] * norm, 1e-12)
+    cosine = others / jnp.maximum(length[:, :, None] * norm[None, None], 1e-12)
     found = {}
     for (k, name), (j, other) in itertools.product(enumerate(names), repeat=2):
         found[f"agree_{label}/{name}_{other}"] = -cosine[:, k, j]
