@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from mmssl.gradients import sites as at
 from mmssl.gradients import statistics
+from mmssl.gradients.cotangents import compared
 from mmssl.gradients.engines import Weigh
 from mmssl.types import Metrics
 
@@ -40,15 +41,19 @@ def init() -> dict[str, Float[Array, ""]]:
     return {name: jnp.zeros(()) for name in (*SUMS, "fallback")}
 
 
-def sample(sites: at.Sites, groups: int, count: int) -> dict[str, at.Site]:
-    """`count` groups, evenly spread, or all if there are fewer."""
+def spread(x: jax.Array, groups: int, count: int) -> jax.Array:
+    """The rows of `count` groups, evenly spread, or of all if there are fewer."""
     count = min(count, groups)
+    own = x.reshape(groups, -1, *x.shape[1:])[:: groups // count][:count]
+    return own.reshape(-1, *x.shape[1:])
 
-    def take(x: jax.Array) -> jax.Array:
-        own = x.reshape(groups, -1, *x.shape[1:])[:: groups // count][:count]
-        return own.reshape(-1, *x.shape[1:])
 
-    return {path: site.with_rows(take) for path, site in sites.items()}
+def sample(sites: at.Sites, groups: int, count: int) -> dict[str, at.Site]:
+    """The sites of those groups."""
+    return {
+        path: site.with_rows(lambda x: spread(x, groups, count))
+        for path, site in sites.items()
+    }
 
 
 def run(
@@ -57,8 +62,7 @@ def run(
     rest: at.Names,
     weigh: Weigh,
     *,
-    losses: int,
-    groups: int,
+    present: Bool[Array, "g k"],
     state: dict[str, Float[Array, ""]],
     due: Bool[Array, ""],
     limits: Limits,
@@ -70,16 +74,18 @@ def run(
       names: the parameters that stand for the scope.
       rest: the others in scope.
       weigh: the rule.
-      losses: k.
-      groups: how many samples or groups `sites` holds.
+      present: of the same samples or groups, which losses they are compared in.
       state: running sums and `fallback`.
       due: whether this step is one that audits.
       limits: what is too much.
     """
 
+    groups, losses = present.shape
+
     def measured() -> dict[str, jax.Array]:
         part, _ = at.compare(sites, names, groups, losses)
         whole = part + at.compare(sites, rest, groups, losses)[0]
+        part, whole = compared(part, present), compared(whole, present)
         (seen, defined), (true, _) = map(statistics.cosines, (part, whole))
         upper = defined & jnp.triu(jnp.ones((losses, losses), bool), 1)[None]
         found, wanted = weigh(part), weigh(whole)

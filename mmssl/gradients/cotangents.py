@@ -8,13 +8,14 @@ shares, sum_i sum_k w_i^k g_i^k, is one ordinary backward of sum_k w_i^k c_i^k.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.extend
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 _CALLS = {"pjit", "jit", "remat2", "checkpoint", "closed_call", "custom_jvp_call"}
 """Primitives whose inputs and outputs are those of the program inside."""
@@ -33,6 +34,7 @@ class Cotangents:
       encoded: like the encoder's output, leaves [k, b, ...].
       heads: like the head parameters, leaves [k, ...].
       aux: what the loss function returned beside its losses.
+      present: [b, k] False where a sample lacks a modality that the loss reads.
       reads: per loss, the towers (keys of `encoded`) that it depends on; its
         cotangents of the others are zeros.
     """
@@ -42,11 +44,16 @@ class Cotangents:
     encoded: Any
     heads: Any
     aux: Any
+    present: Bool[Array, "b k"]
     reads: tuple[frozenset[str], ...]
 
     def reaching(self, tower: str) -> list[int]:
         """Indices of the losses that read a tower."""
         return [k for k, towers in enumerate(self.reads) if tower in towers]
+
+    def grouped(self, group: int) -> Bool[Array, "g k"]:
+        """`present` of groups: whether any of their samples has the loss."""
+        return self.present.reshape(-1, group, len(self.names)).any(1)
 
     def scaled(self, weights: Float[Array, "k"]) -> "Cotangents":
         """Those of the losses times constants."""
@@ -65,13 +72,19 @@ class Cotangents:
         return jax.tree.map(lambda c: c[k], self.encoded[tower])
 
 
-def per_loss(loss_fn: LossFn, heads: Any, encoded: Any) -> Cotangents:
+def per_loss(
+    loss_fn: LossFn,
+    heads: Any,
+    encoded: Any,
+    present: Mapping[str, Bool[Array, "b"]] | None = None,
+) -> Cotangents:
     """Differentiates every loss separately, down to `encoded` and no further.
 
     Args:
       loss_fn: see `LossFn`; its dictionary's order names the losses.
       heads: parameters that belong to the losses.
       encoded: tower name -> pytree whose leaves lead with the batch axis b.
+      present: tower name -> which samples have that modality; None = all.
     """
     names: list[str] = []
 
@@ -85,7 +98,24 @@ def per_loss(loss_fn: LossFn, heads: Any, encoded: Any) -> Cotangents:
     rows = [pullback(one_hot) for one_hot in jnp.eye(len(names), dtype=jnp.float32)]
     by_head, by_encoded = jax.tree.map(lambda *row: jnp.stack(row), *rows)
     reads = reach(lambda z: list(loss_fn(heads, z)[0].values()), encoded)
-    return Cotangents(tuple(names), losses, by_encoded, by_head, aux, reads)
+    everywhere = jnp.ones(jax.tree.leaves(encoded)[0].shape[0], bool)
+    there = [
+        functools.reduce(
+            jnp.logical_and,
+            [(present or {}).get(tower, everywhere) for tower in sorted(towers)],
+            everywhere,
+        )
+        for towers in reads
+    ]
+    return Cotangents(
+        names=tuple(names),
+        losses=losses,
+        encoded=by_encoded,
+        heads=by_head,
+        aux=aux,
+        present=jnp.stack(there, axis=1),
+        reads=reads,
+    )
 
 
 def reach(
@@ -120,6 +150,17 @@ def _flow(jaxpr: Any, inputs: Sequence[frozenset[str]]) -> list[frozenset[str]]:
             out = [frozenset().union(*own)] * len(eqn.outvars)
         known.update(zip(eqn.outvars, out, strict=True))
     return [of(v) for v in jaxpr.outvars]
+
+
+def compared(
+    gram: Float[Array, "g k k"], present: Bool[Array, "g k"]
+) -> Float[Array, "g k k"]:
+    """The Gramian without the losses in which a sample has no pair of its own.
+
+    A clip without words still gets a gradient of the video-text loss, as a negative of
+    other clips' words. That says nothing about how its own modalities fit.
+    """
+    return jnp.where(present[:, :, None] & present[:, None, :], gram, 0.0)
 
 
 def combine(encoded_cotangents: Any, weights: Float[Array, "b k"]) -> Any:

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from mmssl import trees
 from mmssl.errors import UserError
-from mmssl.gradients.cotangents import Cotangents, combine, reach
+from mmssl.gradients.cotangents import Cotangents, combine, compared, reach
 from mmssl.gradients.products import gram_of
 from mmssl.types import Params, Recorded
 
@@ -151,6 +151,12 @@ class Vmap:
     scope: str = ENCODER
     chunk: int = 8
 
+    def __post_init__(self) -> None:
+        if self.chunk < 1:
+            raise UserError(
+                f"harmonizer.engine.chunk: expected 1 or more, found {self.chunk}"
+            )
+
     def init(self) -> Any:
         return {}
 
@@ -162,8 +168,9 @@ class Vmap:
 
         def pullback(c: Cotangents, weigh: Weigh, state: Any, step: Any) -> Pulled:
             del step
-            compared = names & _shared(towers, params, rows, c)
-            gram = self._gram(towers, params, rows, c, group, compared)
+            inside = names & _shared(towers, params, rows, c)
+            gram = self._gram(towers, params, rows, c, group, inside)
+            gram = compared(gram, c.grouped(group))
             weights = weigh(gram)
             grads = pull(combine(c.encoded, repeated(weights, group)))
             return Pulled(grads, gram, weights, state, {})
@@ -270,7 +277,7 @@ class Embedding:
                 ]
                 for k in range(len(c.names))
             }
-            gram = gram_of(cotangents, len(c.names))
+            gram = compared(gram_of(cotangents, len(c.names)), c.grouped(group))
             weights = weigh(gram)
             grads = pull(combine(c.encoded, repeated(weights, group)))
             return Pulled(grads, gram, weights, state, {})

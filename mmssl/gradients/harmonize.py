@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from mmssl.errors import UserError
 from mmssl.gradients import cotangents as ct
@@ -148,6 +148,7 @@ def backward(
     state: Any,
     step: Int[Array, ""],
     key: Key[Array, ""],
+    present: Mapping[str, Bool[Array, "b"]] | None = None,
 ) -> Backward:
     """One forward, one cheap backward per loss to the seam, one harmonized backward.
 
@@ -161,6 +162,8 @@ def backward(
       state: the harmonizer's state.
       step: the training step.
       key: for rules that draw at random.
+      present: tower -> which samples have that modality; None = all. A loss that reads
+        a tower which a sample lacks is not compared for that sample.
 
     Raises:
       UserError: sizes that do not divide; see the engines.
@@ -174,7 +177,7 @@ def backward(
         pullback = None
     else:
         encoded, pullback = engine.vjp(towers, params, rows, group=group)
-    c = ct.per_loss(loss_fn, heads, encoded)
+    c = ct.per_loss(loss_fn, heads, encoded, present)
     fixed = harmonizer.loss_weights(c.names)
     plain, c = c.losses, c.scaled(fixed)
     group_count(c, group)
@@ -267,18 +270,20 @@ def _accumulated(
         lambda x: jax.vmap(lambda own: _split(own, group, micro))(x).swapaxes(0, 1),
         c.encoded,
     )
+    present = _split(c.present, group, micro)
 
     def one(carry: Any, own: Any) -> tuple[Any, Any]:
         total, state = carry
-        rows, encoded = own
+        rows, encoded, present = own
         _, pullback = engine.vjp(towers, params, rows, group=group)
-        pulled = pullback(dataclasses.replace(c, encoded=encoded), weigh, state, step)
+        part = dataclasses.replace(c, encoded=encoded, present=present)
+        pulled = pullback(part, weigh, state, step)
         total = jax.tree.map(jnp.add, total, pulled.grads)
         return (total, pulled.state), (pulled.gram, pulled.weights, pulled.metrics)
 
     zeros = jax.tree.map(jnp.zeros_like, params)
     (grads, state), (gram, weights, metrics) = jax.lax.scan(
-        one, (zeros, state), (_parts(rows, group, micro), cotangents)
+        one, (zeros, state), (_parts(rows, group, micro), cotangents, present)
     )
     return Pulled(
         grads=grads,

@@ -213,7 +213,11 @@ def replayed_gradient(
 
 
 def in_chunks(
-    f: Callable[[Sites, int], tuple[Any, Any]], sites: Sites, groups: int, chunk: int
+    f: Callable[[Sites, Any, int], tuple[Any, Any]],
+    sites: Sites,
+    facts: Any,
+    groups: int,
+    chunk: int,
 ) -> tuple[Any, Any]:
     """f over `chunk` groups at a time: (per-group results joined, sums added up).
 
@@ -221,8 +225,9 @@ def in_chunks(
     them when a batch is sharded.
 
     Args:
-      f: (sites, groups) -> (leaves [groups, ...], leaves to add up).
+      f: (sites, facts, groups) -> (leaves [groups, ...], leaves to add up).
       sites: all rows.
+      facts: what else f reads, leaves [groups, ...].
       groups: all groups.
       chunk: groups per call; divides `groups`.
     """
@@ -234,13 +239,21 @@ def in_chunks(
             own = jax.lax.dynamic_index_in_dim(split, j, axis=1, keepdims=False)
             return own.reshape(-1, *x.shape[1:])
 
-        own, summed = f({p: s.with_rows(take) for p, s in sites.items()}, chunk)
+        own, summed = f(
+            {p: s.with_rows(take) for p, s in sites.items()},
+            jax.tree.map(take, facts),
+            chunk,
+        )
         return jax.tree.map(jnp.add, total, summed), own
 
-    first = {
-        p: s.with_rows(lambda x: x[: x.shape[0] // count]) for p, s in sites.items()
-    }
-    shapes = jax.eval_shape(lambda: f(first, chunk)[1])
+    def first() -> Any:
+        def take(x: jax.Array) -> jax.Array:
+            return x[: x.shape[0] // count]
+
+        rows = {p: s.with_rows(take) for p, s in sites.items()}
+        return f(rows, jax.tree.map(take, facts), chunk)[1]
+
+    shapes = jax.eval_shape(first)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     summed, own = jax.lax.scan(body, zeros, jnp.arange(count))
     joined = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(groups, *x.shape[2:]), own)

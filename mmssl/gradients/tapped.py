@@ -11,12 +11,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool
 
 from mmssl import trees
 from mmssl.errors import UserError
 from mmssl.gradients import audit
 from mmssl.gradients import sites as at
-from mmssl.gradients.cotangents import Cotangents, combine
+from mmssl.gradients.cotangents import Cotangents, combine, compared
 from mmssl.gradients.engines import (
     ENCODER,
     Embedding,
@@ -68,8 +69,7 @@ class Request:
     Attributes:
       sites: all of the encoder's leaves.
       names: the parameters in scope.
-      groups: g.
-      losses: k.
+      present: [g, k] which losses a group is compared in.
       weigh: Gramians -> weights.
       state: the engine's state.
       step: the training step.
@@ -77,11 +77,18 @@ class Request:
 
     sites: at.Sites
     names: at.Names
-    groups: int
-    losses: int
+    present: Bool[Array, "g k"]
     weigh: Weigh
     state: Any
     step: Any
+
+    @property
+    def groups(self) -> int:
+        return self.present.shape[0]
+
+    @property
+    def losses(self) -> int:
+        return self.present.shape[1]
 
     def compare(
         self, sites: at.Sites, names: at.Names, groups: int, **options: Any
@@ -94,6 +101,13 @@ class _Tapped:
 
     scope: str
     chunk: int = 0
+
+    def __post_init__(self) -> None:
+        if self.chunk < 0:
+            raise UserError(
+                f"harmonizer.engine.chunk: expected 0 (= all) or more, found "
+                f"{self.chunk}"
+            )
 
     def init(self) -> Any:
         return {}
@@ -113,12 +127,12 @@ class _Tapped:
         recorded = {n: t.record(params, rows) for n, t in towers.items() if t.record}
 
         def pullback(c: Cotangents, weigh: Weigh, state: Any, step: Any) -> Pulled:
+            group_count(c, group)
             sites = at.make_sites(recorded, params, c)
             request = Request(
                 sites=sites,
                 names=_names(sites, params, self.scope),
-                groups=group_count(c, group),
-                losses=len(c.names),
+                present=c.grouped(group),
                 weigh=weigh,
                 state=state,
                 step=step,
@@ -159,8 +173,9 @@ def _in_one_pass(
       chunk: groups at a time; 0 = all.
     """
 
-    def part(sites: at.Sites, groups: int) -> tuple[Any, Any]:
+    def part(sites: at.Sites, present: jax.Array, groups: int) -> tuple[Any, Any]:
         gram, kept = compare(sites, groups)
+        gram = compared(gram, present)
         weights = request.weigh(gram)
         return (gram, weights), at.kept_gradient(sites, kept, weights)
 
@@ -171,9 +186,11 @@ def _in_one_pass(
                 f"harmonizer.engine.chunk {chunk} does not divide the {groups} "
                 "samples (or groups) that are harmonized together"
             )
-        (gram, weights), grads = at.in_chunks(part, sites, groups, chunk)
+        (gram, weights), grads = at.in_chunks(
+            part, sites, request.present, groups, chunk
+        )
     else:
-        (gram, weights), grads = part(sites, groups)
+        (gram, weights), grads = part(sites, request.present, groups)
     grads |= at.replayed_gradient(sites, weights, skip=grads)
     return Pulled(grads, gram, weights, request.state, {})
 
@@ -186,7 +203,7 @@ class Exact(_Tapped):
       scope: pattern of the parameters (whole path) whose gradients are compared. Those
         that only one loss reaches are left out: nothing conflicts there.
       chunk: samples (or groups) whose gradients are held at once; 0 = all. Memory
-        against speed; the result is the same.
+        against speed; the result is the same, but for what a rule draws at random.
     """
 
     scope: str = ENCODER
@@ -252,6 +269,7 @@ class LastK(_Tapped):
     ) -> Pulled:
         names = self._last(request)
         gram, _ = request.compare(request.sites, names, request.groups)
+        gram = compared(gram, request.present)
         weights = request.weigh(gram)
         grads = trees.named_leaves(ordinary(weights))
         return Pulled(grads, gram, weights, request.state, {})
@@ -340,8 +358,7 @@ class Subset(_Tapped):
             names,
             rest,
             request.weigh,
-            losses=request.losses,
-            groups=min(request.groups, self.audit_samples),
+            present=audit.spread(request.present, request.groups, self.audit_samples),
             state=request.state,
             due=request.step % self.audit_every == 0,
             limits=audit.Limits(self.rmse, self.sign, self.effect),

@@ -100,9 +100,9 @@ class Fixed:
         for name in (*self.weights, *names):
             if name not in names or name not in self.weights:
                 raise UserError(
-                    f"harmonizer.weights must name each loss once: losses are "
-                    f"{sorted(names)}, weights are {sorted(self.weights)}; {name!r} "
-                    f"stands on one side only{nearest(name, names)}"
+                    "harmonizer.weighting.weights must name each loss once: losses "
+                    f"are {sorted(names)}, weights are {sorted(self.weights)}; "
+                    f"{name!r} stands on one side only{nearest(name, names)}"
                 )
         weights = jnp.asarray([self.weights[n] for n in names], jnp.float32)
         return jnp.broadcast_to(weights, gram.shape[:-1])
@@ -149,7 +149,7 @@ class OneSided(samplewise.Rule):
         for name in self.realign:
             if name not in sample.names:
                 raise UserError(
-                    f"harmonizer.realign names the loss {name!r}; losses are "
+                    f"harmonizer.weighting.realign names the loss {name!r}; losses are "
                     f"{sorted(sample.names)}{nearest(name, sample.names)}"
                 )
         return _surgery(sample, moving=[n in self.realign for n in sample.names])
@@ -172,8 +172,8 @@ class GradVac(samplewise.Rule):
     def __post_init__(self) -> None:
         if not -1 < self.target < 1:
             raise UserError(
-                "harmonizer.target must be a cosine between -1 and 1, both excluded; "
-                f"found {self.target!r}"
+                "harmonizer.weighting.target must be a cosine between -1 and 1, both "
+                f"excluded; found {self.target!r}"
             )
 
     def weigh(self, sample: Sample) -> Float[Array, "k"]:
@@ -241,7 +241,8 @@ class CAGrad(samplewise.Rule):
     def __post_init__(self) -> None:
         if not 0 <= self.c < 1:
             raise UserError(
-                f"harmonizer.c must be at least 0 and below 1; found {self.c!r}"
+                "harmonizer.weighting.c must be at least 0 and below 1; found "
+                f"{self.c!r}"
             )
 
     def weigh(self, sample: Sample) -> Float[Array, "k"]:
@@ -321,7 +322,8 @@ class FairGrad(samplewise.Rule):
     def __post_init__(self) -> None:
         if not 0.5 <= self.alpha <= 4:
             raise UserError(
-                f"harmonizer.alpha must be a number from 0.5 to 4; found {self.alpha!r}"
+                "harmonizer.weighting.alpha must be a number from 0.5 to 4; found "
+                f"{self.alpha!r}"
             )
 
     def weigh(self, sample: Sample) -> Float[Array, "k"]:

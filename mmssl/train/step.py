@@ -112,6 +112,7 @@ def make_step(
             state=state.harmonizer,
             step=state.step,
             key=rng.stream(key, "harmonizer", state.step),
+            present={name: own.present for name, own in batch.modalities.items()},
         )
         grads = {"params": back.params, "heads": back.heads}
         grad_norm = trees.global_norm(grads)

@@ -77,6 +77,36 @@ def test_a_curriculum_at_0_leaves_nothing_to_realign():
     assert float(back["metrics"]["conflict/dropped"]) == pytest.approx(dropped)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"engine": Exact()},
+        {"engine": Exact(chunk=2)},
+        {"engine": Exact(), "micro_batch": 4},
+        {"engine": gradients.Vmap()},
+    ],
+    ids=["exact", "chunks", "micro_batches", "vmap"],
+)
+def test_a_sample_without_text_is_a_negative_and_no_more(options):
+    """Its share of the video-text loss is applied, and never compared."""
+    grads = toy.explicit()
+    there = np.asarray(HALF)
+    gram = toy.gram(grads)
+    assert gram[~there, 1, 1].min() > 0
+    gram[~there, 1, :] = gram[~there, :, 1] = 0
+    curriculum = Curriculum(
+        steps=1, start=0.05, ramp="constant", renormalise="original"
+    )
+    harmonizer = Harmonizer(PCGrad(), curriculum=curriculum, **options)
+    back = toy.run(harmonizer, text=HALF, fields=FIELDS)
+    np.testing.assert_allclose(back["gram"], gram, rtol=1e-4, atol=1e-7)
+    keep = ~there | (cosine(gram) > 0.05)
+    assert keep.sum() not in (0, toy.ROWS)
+    weights = np.repeat(keep[:, None], 2, axis=1).astype(float)
+    assert toy.error(back["params"], toy.weighted(grads, weights)) < 1e-5
+    assert float(back["metrics"]["conflict/defined/va_vt"]) == there.mean()
+
+
 def test_no_conflict_no_change():
     """Two losses that agree on every sample: the plain gradient, whatever the rule."""
     p = toy.problem()

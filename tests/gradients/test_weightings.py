@@ -482,7 +482,7 @@ def test_nash_mtl_is_fairgrad_at_alpha_one_and_has_a_constant_length():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: rules.GradVac(1.0), "harmonizer.target .* found 1.0"),
+        (lambda: rules.GradVac(1.0), "harmonizer.weighting.target .* found 1.0"),
         (lambda: rules.CAGrad(1.0), "harmonizer.c .* found 1.0"),
         (lambda: rules.CAGrad(-0.1), "harmonizer.c"),
         (lambda: rules.FairGrad(0.1), "harmonizer.alpha .* found 0.1"),

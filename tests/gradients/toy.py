@@ -239,8 +239,12 @@ def compiled(
     mask: tuple[bool, ...] | None = None,
     recorded: bool = True,
     fields: tuple[str, ...] = ("params", "gram"),
+    text: tuple[bool, ...] | None = None,
 ) -> Any:
-    """(params, heads, rows, harmonizer state, step) -> `Backward` as a dictionary."""
+    """(params, heads, rows, harmonizer state, step) -> `Backward` as a dictionary.
+
+    `text` [b]: which samples have text, said to `backward` and not to the losses.
+    """
     own = towers()
     if not recorded:
         own = {n: dataclasses.replace(t, record=None) for n, t in own.items()}
@@ -257,6 +261,7 @@ def compiled(
             state=state,
             step=step,
             key=jax.random.key(5),
+            present=None if text is None else {"text": jnp.asarray(text)},
         )
         return {field: getattr(back, field) for field in fields}
 
