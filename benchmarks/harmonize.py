@@ -96,7 +96,6 @@ def part_flops(quick: bool, rounds: int) -> harness.Measured:
         names = MAIN if quick else arms(16)
         ratios = flops_ratios(size, names, compiled=not quick)
         own = {f"flops_ratio_{n}{end}": harness.spread([r]) for n, r in ratios.items()}
-        print(harness.table(own), flush=True)
         summary |= own
     settings = {"tokens": [784, 600, 80], "rows": 16, "compiled": not quick}
     return harness.Measured(summary, {"flops": settings})
@@ -211,7 +210,6 @@ def part_time(quick: bool, rounds: int) -> harness.Measured:
         shape = QUICK if quick else SHAPES[cell.shape]
         own, details[cell.name or "main"] = times(cell, shape, rounds=rounds)
         summary |= own
-        print(harness.table(own), flush=True)
     settings = {
         "time": {"cells": [dataclasses.asdict(cell) for cell in cells]},
         "shapes": {name: dataclasses.asdict(shape) for name, shape in SHAPES.items()},
