@@ -483,10 +483,10 @@ def test_nash_mtl_is_fairgrad_at_alpha_one_and_has_a_constant_length():
     ("make", "message"),
     [
         (lambda: rules.GradVac(1.0), "harmonizer.weighting.target .* found 1.0"),
-        (lambda: rules.CAGrad(1.0), "harmonizer.c .* found 1.0"),
-        (lambda: rules.CAGrad(-0.1), "harmonizer.c"),
-        (lambda: rules.FairGrad(0.1), "harmonizer.alpha .* found 0.1"),
-        (lambda: rules.FairGrad(5.0), "harmonizer.alpha .* found 5.0"),
+        (lambda: rules.CAGrad(1.0), "harmonizer.weighting.c .* found 1.0"),
+        (lambda: rules.CAGrad(-0.1), "harmonizer.weighting.c"),
+        (lambda: rules.FairGrad(0.1), "harmonizer.weighting.alpha .* found 0.1"),
+        (lambda: rules.FairGrad(5.0), "harmonizer.weighting.alpha .* found 5.0"),
     ],
 )
 def test_options_out_of_range_are_refused(make, message):
