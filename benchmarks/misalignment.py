@@ -21,8 +21,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import harness
+import jax
 import misalignment_data as data_lib
 import misalignment_runs as runs_lib
+import misalignment_scores as scores_lib
 from misalignment_arms import ARMS, Setting
 
 from mmssl import files
@@ -223,6 +225,8 @@ def execute(run: Run, arguments: argparse.Namespace, work: pathlib.Path) -> dict
         data=arguments.data,
     )
     recipe = data_lib.CONFIGS / data_lib.WORLDS[run.world].config
+    compared = run.arm == "plain" and not arguments.quick
+    engines = scores_lib.ENGINE_GROUPS if compared else ()
     found = runs_lib.run(
         str(recipe),
         dataset,
@@ -231,7 +235,8 @@ def execute(run: Run, arguments: argparse.Namespace, work: pathlib.Path) -> dict
         arm,
         seed=run.seed,
         reference=reference,
-        every_engine=run.arm == "plain" and not arguments.quick,
+        scored=run.arm == "plain" or "/" in arm.gate,
+        engines=engines,
         progress=lambda text: print(f"{run.name}: {text}", flush=True),
     )
     found |= {"run": dataclasses.asdict(run), "setting": dataclasses.asdict(shared)}
@@ -349,6 +354,8 @@ def _workdir(arguments: argparse.Namespace) -> Iterator[pathlib.Path]:
 def measure(arguments: argparse.Namespace) -> harness.Measured:
     """All runs of the plan."""
     if arguments.quick:
+        # Compiling is all that a quick run does.
+        jax.config.update("jax_disable_most_optimizations", True)
         arguments.worlds, arguments.kinds = ["demo"], ["text"]
         arguments.fractions, arguments.seeds = [MAIN], [0]
         arguments.arms = ["plain", "curriculum", "random"]

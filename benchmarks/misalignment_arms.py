@@ -152,7 +152,7 @@ class Setting:
       fraction: of the training clips.
       share: dropped at the end of the ramp, by the arms that have no other rate.
       ramp: steps from which, and up to which, that share grows from 0.
-      every: steps between scorings of the whole training set; 0 = at the end only.
+      every: steps between scorings of the whole training set.
       overrides: of the config.
     """
 

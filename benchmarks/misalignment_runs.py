@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from misalignment_arms import Arm, Gate, Gated, Setting
 from misalignment_data import Clips, order, swapped
-from misalignment_scores import ENGINE_GROUPS, Scorer, auroc
+from misalignment_scores import Scorer, auroc
 
 from mmssl import config as config_lib
 from mmssl import runs
@@ -50,7 +50,8 @@ def run(
     *,
     seed: int,
     reference: Mapping[str, Any] | None = None,
-    every_engine: bool = False,
+    scored: bool = False,
+    engines: Sequence[tuple[str, int]] = (),
     progress: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Trains one arm with one seed and judges it on clean clips.
@@ -63,7 +64,9 @@ def run(
       arm: what to train.
       seed: of the swap, the weights and the order.
       reference: the result of the arm that this one refers to.
-      every_engine: score with all engines at the end.
+      scored: score the whole training set every `setting.every` steps; gates by a
+        score need it.
+      engines: that are scored beside the definition.
       progress: told how far it is.
 
     Returns:
@@ -80,8 +83,7 @@ def run(
     gate = Gate(arm.gate, setting, wrong, seed, reference if arm.rate else None)
     gated = made.objectives["contrast"]
     assert isinstance(gated, Gated)
-    groups = ENGINE_GROUPS if every_engine else ()
-    scorer = Scorer(made.model, gated.inner, batch=setting.batch, engines=groups)
+    scorer = Scorer(made.model, gated.inner, batch=setting.batch, engines=engines)
     state = made.init_state()
     visits = Visits(len(train))
     rows: list[dict[str, Any]] = []
@@ -105,15 +107,12 @@ def run(
         dropped.append(metrics.get("conflict/dropped", gate.share))
         weights.append([metrics.get(f"conflict/weight/{n}", 1.0) for n in out.losses])
         last = step + 1 == setting.steps
-        if last or (setting.every and (step + 1) % setting.every == 0):
-            found = scorer(
-                state.params,
-                state.heads["contrast"],
-                state.extras["contrast"]["inner"],
-                train,
-                source,
-                seed,
-            )
+        if last or (step + 1) % setting.every == 0:
+            found = {}
+            if scored:
+                extra = state.extras["contrast"]["inner"]
+                heads = state.heads["contrast"]
+                found = scorer(state.params, heads, extra, train, source, seed)
             gate.learn(found)
             rows.append(_row(step + 1, found, gate.memory, visits, wrong, metrics))
             shown = ", ".join(f"{k} {v:.3f}" for k, v in metrics.items() if "loss" in k)

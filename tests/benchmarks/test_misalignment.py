@@ -332,7 +332,7 @@ def small(arms, **kwargs):
         "fraction": 0.5,
         "share": 0.4,
         "ramp": (2, 4),
-        "every": 0,
+        "every": 4,
     }
     return arms.Setting(**(values | kwargs))
 
@@ -376,6 +376,20 @@ def test_every_arm_follows_those_it_refers_to(arms):
     for name, arm in arms.ARMS.items():
         for needed in (arm.rate, arm.like):
             assert not needed or names.index(needed) < names.index(name)
+
+
+def test_controls_take_mean_weights_and_time_of_the_arm_they_are_like(arms, runs):
+    reference = {
+        "weights": {"va": 1.1, "vt": 1.4},
+        "seconds_per_step": 3.0,
+        "plain_seconds_per_step": 2.0,
+    }
+    same, fixed = runs._like(small(arms), arms.ARMS["fixed"], reference)
+    assert fixed.harmonizer["weighting"]["weights"] == {"va": 1.1, "vt": 1.4}
+    assert same == small(arms)
+    longer, plain = runs._like(small(arms), arms.ARMS["longer"], reference)
+    assert longer.steps == 12
+    assert plain == arms.Arm()
 
 
 def test_visits_hold_the_last_and_the_running_mean(runs):
