@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmssl import gradients, models, objectives
+from mmssl import gradients, models, objectives, trees
 from mmssl.gradients import products
 from mmssl.gradients.cotangents import Cotangents
 from mmssl.gradients.engines import Pulled, Weigh
@@ -172,7 +172,7 @@ def raw_shapes(shape: Shape, rows: int) -> RawBatch:
         "audio": made(jnp.float32, shape.samples),
         "text": made(jnp.int32, shape.candidates, shape.words),
     }
-    present = dict.fromkeys(media, made(jnp.bool_))
+    present = {name: made(jnp.bool_) for name in media}
     return RawBatch(media=media, present=present, example_id=made(jnp.uint32))
 
 
@@ -233,6 +233,9 @@ class Materialise:
             return Pulled(grads, gram, weights, state, {})
 
         return encoded, pullback
+
+    def held(self, params: Any, groups: int) -> int:
+        return groups * trees.size(params)
 
 
 def pcgrad(engine: gradients.Engine, **options: Any) -> gradients.Harmonizer:

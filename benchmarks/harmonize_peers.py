@@ -86,7 +86,9 @@ class Problem:
         self.maps = noise(2, width, OUTPUTS, scale=width**-0.5)
         self.targets = noise(2, rows, OUTPUTS)
         self.module = encoder.Encoder(
-            **{n: size[n] for n in ("depth", "mlp", "heads")},
+            depth=size["depth"],
+            mlp=size["mlp"],
+            heads=size["heads"],
             form="vit",
             dropout=0.0,
             dtype=jnp.dtype("float32"),
