@@ -30,7 +30,7 @@ from misalignment_arms import ARMS, Setting
 from mmssl import files
 from mmssl.errors import UserError
 
-CLIPS = {"demo": 1000, "grid": 800}
+CLIPS = {"demo": 3000, "grid": 800}
 QUICK_CLIPS = 60
 SMALL = (
     "--config.model.size={'layers': 1, 'width': 32, 'mlp': 64, 'heads': 2}",
