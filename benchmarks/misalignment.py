@@ -358,7 +358,7 @@ def measure(arguments: argparse.Namespace) -> harness.Measured:
         jax.config.update("jax_disable_most_optimizations", True)
         arguments.worlds, arguments.kinds = ["demo"], ["text"]
         arguments.fractions, arguments.seeds = [MAIN], [0]
-        arguments.arms = ["plain", "curriculum", "random"]
+        arguments.arms = ["plain", "curriculum"]
     runs = plan(arguments)
     with _workdir(arguments) as work:
         if arguments.quick:

@@ -83,7 +83,7 @@ class Clips:
         source = source or {}
         own = {m: source[m][rows] if m in source else rows for m in MODALITIES}
         frames, height, width = self.size
-        margin = np.array(self.video.shape[1:4]) - self.size
+        margin = np.subtract(self.video.shape[1:4], self.size).astype(np.int64)
         if rng is None:
             at = np.tile(margin // 2, (len(rows), 1))
         else:
@@ -108,8 +108,8 @@ class Clips:
     def batches(self, size: int) -> Iterator[pipeline.HostBatch]:
         """One pass without augmentation, in batches of one shape, for evaluation."""
         for start in range(0, len(self), size):
-            rows = np.arange(start, min(start + size, len(self)))
-            padded = np.resize(rows, size)
+            rows = range(start, min(start + size, len(self)))
+            padded = np.resize(np.array(rows), size)
             info = [{"id": self.ids[i], "labels": dict(self.labels[i])} for i in rows]
             yield pipeline.HostBatch(self.batch(padded), info)
 
@@ -186,7 +186,8 @@ def _build(
     name: str, folder: pathlib.Path, dataset: pathlib.Path, *, clips: int, data: Any
 ) -> None:
     if name == "grid":
-        source = grid.source_folder(data)
+        # Type checkers find the recipe of this name first.
+        source = grid.source_folder(data)  # pyright: ignore[reportAttributeAccessIssue]
         rows = [json.loads(r) for r in (source / "manifest.jsonl").open()]
         keep = np.linspace(0, len(rows) - 1, min(clips, len(rows))).round().astype(int)
         rows = [rows[i] | {"media": str(source / rows[i]["media"])} for i in keep]

@@ -177,6 +177,7 @@ class Scorer:
             engine = ENGINES[name]()
             _, pull = engine.vjp(self._towers, params, batch, group=group)
             other = pull(c, ones, engine.init(), step).gram
+            assert other is not None
             other = jnp.repeat(other, group, axis=0)
             found |= _of_gram(other, names, f"{name}/{group}")
         return found
@@ -192,10 +193,10 @@ class Scorer:
 
 def _dots(a: Params, b: Params) -> Float[Array, "m n"]:
     """Inner products of stacked gradients."""
-    return sum(
-        x.reshape(len(x), -1) @ y.reshape(len(y), -1).T
-        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    )
+    total = jnp.zeros(())
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        total = total + x.reshape(len(x), -1) @ y.reshape(len(y), -1).T
+    return total
 
 
 def _of_agreement(
