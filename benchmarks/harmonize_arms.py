@@ -53,6 +53,9 @@ SHAPES = {
 """By name; t362 and t64: 196 + 150 + 16 and 32 + 24 + 8 tokens."""
 
 TINY = {"layers": 1, "width": 64, "mlp": 128, "heads": 2}
+BRIEF = dataclasses.replace(SHAPES["t64"], size={**SMALL, "layers": 1})
+"""What a quick run times: one layer of the real width."""
+
 QUICK = dataclasses.replace(SHAPES["t64"], size=TINY, pooled_width=64)
 
 
