@@ -17,6 +17,8 @@ import jax.extend
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from mmssl import trees
+
 _CALLS = {"pjit", "jit", "remat2", "checkpoint", "closed_call", "custom_jvp_call"}
 """Primitives whose inputs and outputs are those of the program inside."""
 
@@ -128,7 +130,9 @@ def reach(
     """
     jaxpr = jax.make_jaxpr(f)(encoded).jaxpr
     leaves = jax.tree_util.tree_leaves_with_path(encoded)
-    return tuple(_flow(jaxpr, [frozenset([path[0].key]) for path, _ in leaves]))
+    return tuple(
+        _flow(jaxpr, [frozenset([trees.path_name(path[:1])]) for path, _ in leaves])
+    )
 
 
 def _flow(jaxpr: Any, inputs: Sequence[frozenset[str]]) -> list[frozenset[str]]:

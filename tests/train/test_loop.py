@@ -141,6 +141,9 @@ def test_signal_finishes_the_step_and_saves(tmp_path):
 
 
 def test_second_ctrl_c_aborts_at_once(tmp_path):
+    # A shell starts background jobs with the signal ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def interrupt(step: int, state: Any) -> dict[str, float]:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
