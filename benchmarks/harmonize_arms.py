@@ -195,11 +195,8 @@ def synthetic(shapes: RawBatch) -> RawBatch:
 
 
 @dataclasses.dataclass(frozen=True)
-class Materialise:
+class Materialise(gradients.Engine):
     """The usual way in JAX: vmap of one VJP per loss, all gradients held at once."""
-
-    def init(self) -> Any:
-        return {}
 
     def vjp(
         self,

@@ -17,6 +17,7 @@ from unittest import mock
 import harness
 import jax
 import numpy as np
+from harmonize_arms import VOCAB, synthetic
 
 from mmssl import check
 from mmssl import config as config_lib
@@ -30,7 +31,6 @@ from mmssl.train import step as step_lib
 from mmssl.types import RawBatch
 
 CONFIG = harness.ROOT / "configs" / "demo.py"
-VOCAB = 1024
 QUICK = (
     "--config.batch=8",
     "--config.model.size={'layers': 1, 'width': 64, 'mlp': 128, 'heads': 2}",
@@ -87,20 +87,9 @@ def plain_backward(
     )
 
 
-def synthetic(experiment: Experiment) -> RawBatch:
-    """A batch of noise and random words, everything present, on the device."""
-    rng = np.random.default_rng(0)
-
-    def fill(shape: Any) -> np.ndarray:
-        if shape.dtype == np.bool_:
-            return np.ones(shape.shape, np.bool_)
-        if shape.dtype == np.float32:
-            return rng.normal(0, 0.1, shape.shape).astype(np.float32)
-        high = {"uint8": 256, "int32": VOCAB, "uint32": 2**32}[str(shape.dtype)]
-        return rng.integers(1, high, shape.shape).astype(shape.dtype)
-
-    rows = experiment.config["batch"]
-    raw = jax.tree.map(fill, check.raw_shapes(experiment, rows))
+def synthetic_batch(experiment: Experiment) -> RawBatch:
+    """A synthetic one, on the device."""
+    raw = synthetic(check.raw_shapes(experiment, experiment.config["batch"]))
     return device.put(raw, mesh_lib.batch_sharding(experiment.mesh))
 
 
@@ -110,7 +99,7 @@ class Arm:
     def __init__(self, config: dict[str, Any], *, plain: bool) -> None:
         experiment = Experiment(config)
         experiment.model = experiment.build_model(vocab=VOCAB)
-        self.raw = synthetic(experiment)
+        self.raw = synthetic_batch(experiment)
         self.state = experiment.init_state()
         begin = time.perf_counter()
         if plain:

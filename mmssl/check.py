@@ -6,7 +6,6 @@ Numbers come from abstract evaluation, so a pod's model is checked on a laptop.
 import contextlib
 import dataclasses
 import pathlib
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +20,7 @@ from mmssl.errors import UserError
 from mmssl.experiment import Experiment
 from mmssl.gradients import engines
 from mmssl.parallel import mesh as mesh_lib
+from mmssl.train.step import StepOutput
 from mmssl.types import RawBatch
 
 NOMINAL_VOCAB = 65536
@@ -93,9 +93,8 @@ def memory(experiment: Experiment) -> Memory:
     held = 0
     if harmonizer.reads_gramian:
         groups = max(1, round(rows * share) // (harmonizer.group or rows))
-        whole = raw_shapes(experiment, experiment.config["batch"])  # as it is sharded
-        output = jax.eval_shape(experiment.step, state, whole)[1]
-        held = output.gram.shape[-1] * harmonizer.engine.held(state.params, groups)
+        losses = len(trace(experiment).losses)
+        held = losses * harmonizer.engine.held(state.params, groups)
 
     def residuals(params: Any, raw: RawBatch) -> Any:
         key = jax.random.key(0)
@@ -140,25 +139,27 @@ def compared(experiment: Experiment) -> tuple[int, int] | None:
       UserError: the scope matches no parameter.
     """
     engine: Any = experiment.harmonizer.engine
-    if not (experiment.harmonizer.reads_gramian and hasattr(engine, "scope")):
-        return None
     params = experiment.abstract_state().params
+    seen = engine.compared(params) if experiment.harmonizer.reads_gramian else []
+    if not seen:
+        return None
     named = trees.named_leaves(params)
     inside = engines.in_scope(params, engine.scope)
-    metric = getattr(engine, "metric", ".*")
-    seen = [name for name in inside if re.fullmatch(metric, name)]
     count, whole = (sum(named[n].size for n in names) for names in (seen, inside))
     return count, whole
 
 
-def trace(experiment: Experiment) -> None:
+def trace(experiment: Experiment) -> StepOutput:
     """Traces the train step, which shows what no single part can know.
+
+    Returns:
+      The shapes of what it puts out.
 
     Raises:
       UserError: sizes that do not divide, losses that are not there.
     """
     raw = raw_shapes(experiment, experiment.config["batch"])
-    jax.eval_shape(experiment.step, experiment.abstract_state(), raw)
+    return jax.eval_shape(experiment.step, experiment.abstract_state(), raw)[1]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from mmssl import trees
+from mmssl.errors import UserError
 
 _CALLS = {"pjit", "jit", "remat2", "checkpoint", "closed_call", "custom_jvp_call"}
 """Primitives whose inputs and outputs are those of the program inside."""
@@ -54,7 +55,17 @@ class Cotangents:
         return [k for k, towers in enumerate(self.reads) if tower in towers]
 
     def grouped(self, group: int) -> Bool[Array, "g k"]:
-        """`present` of groups: whether any of their samples has the loss."""
+        """`present` of groups: whether any of their samples has the loss.
+
+        Raises:
+          UserError: the group size does not divide the batch.
+        """
+        rows = self.present.shape[0]
+        if rows % group:
+            raise UserError(
+                f"harmonizer.group {group} does not divide the {rows} rows that are "
+                "harmonized together"
+            )
         return self.present.reshape(-1, group, len(self.names)).any(1)
 
     def scaled(self, weights: Float[Array, "k"]) -> "Cotangents":
@@ -167,11 +178,17 @@ def compared(
     return jnp.where(present[:, :, None] & present[:, None, :], gram, 0.0)
 
 
-def combine(encoded_cotangents: Any, weights: Float[Array, "b k"]) -> Any:
-    """sum_k w_i^k c_i^k: leaves [k, b, ...] -> [b, ...]."""
+def for_rows(weights: Float[Array, "g k"], rows: int) -> Float[Array, "r k"]:
+    """Every row gets the weights of its group; groups follow each other."""
+    return jnp.repeat(weights, rows // weights.shape[0], axis=0)
+
+
+def combine(encoded_cotangents: Any, weights: Float[Array, "g k"]) -> Any:
+    """sum_k w^k c_i^k, w those of i's group: leaves [k, b, ...] -> [b, ...]."""
 
     def leaf(c: jax.Array) -> jax.Array:
-        w = weights.T.reshape(*weights.T.shape, *(1,) * (c.ndim - 2))
+        w = for_rows(weights, c.shape[1]).T
+        w = w.reshape(*w.shape, *(1,) * (c.ndim - 2))
         return (c * w.astype(c.dtype)).sum(0)
 
     return jax.tree.map(leaf, encoded_cotangents)

@@ -9,6 +9,7 @@ All have one signature, that of `jax.vjp` for many cotangents and a rule:
 sum_i sum_k w_i^k g_i^k. `Vmap` is the definition that all others are tested against.
 """
 
+import abc
 import collections
 import dataclasses
 import re
@@ -68,19 +69,42 @@ Pullback = Callable[[Cotangents, Weigh, Any, Any], Pulled]
 
 
 class Engine(Protocol):
-    """See the module's text. `group`: samples whose gradients are summed first."""
+    """See the module's text; subclass it for the defaults.
+
+    Attributes:
+      chunk: groups whose gradients are held at once; 0 = all.
+    """
+
+    chunk: int = 0
 
     def init(self) -> Any:
         """State before the first step."""
-        ...
+        return {}
 
+    @abc.abstractmethod
     def vjp(
         self, towers: Mapping[str, Tower], params: Params, rows: Any, *, group: int
-    ) -> tuple[dict[str, Any], Pullback]: ...
+    ) -> tuple[dict[str, Any], Pullback]:
+        """Encoded, and its pullback.
+
+        Args:
+          towers: by name.
+          params: of all towers.
+          rows: what the towers read.
+          group: samples whose gradients are summed before they are compared.
+        """
+        ...
+
+    def compared(self, params: Params) -> list[str]:
+        """Names of the parameters whose gradients it may compare; default none."""
+        del params
+        return []
 
     def held(self, params: Params, groups: int) -> int:
-        """Numbers per loss that it holds beside a plain backward, for `groups`."""
-        ...
+        """Numbers per loss that it holds beside a plain backward, at most."""
+        named = trees.named_leaves(params)
+        size = sum(named[n].size for n in self.compared(params))
+        return min(self.chunk or groups, groups) * size
 
 
 def in_scope(params: Params, scope: str) -> list[str]:
@@ -98,32 +122,6 @@ def in_scope(params: Params, scope: str) -> list[str]:
     return names
 
 
-def group_count(c: Cotangents, group: int) -> int:
-    """Groups of a batch.
-
-    Raises:
-      UserError: the group size does not divide the batch.
-    """
-    rows = jax.tree.leaves(c.encoded)[0].shape[1]
-    if rows % group:
-        raise UserError(
-            f"harmonizer.group {group} does not divide the {rows} rows that are "
-            "harmonized together"
-        )
-    return rows // group
-
-
-def scope_size(params: Params, pattern: str) -> int:
-    """Scalars in the parameters whose whole path matches."""
-    named = trees.named_leaves(params)
-    return sum(named[n].size for n in in_scope(params, pattern))
-
-
-def repeated(weights: Float[Array, "g k"], group: int) -> Float[Array, "b k"]:
-    """Every row of a group gets the group's weights."""
-    return jnp.repeat(weights, group, axis=0) if group > 1 else weights
-
-
 def plain_vjp(
     towers: Mapping[str, Tower], params: Params, rows: Any
 ) -> tuple[dict[str, Any], Callable[[Any], Params]]:
@@ -136,7 +134,7 @@ def plain_vjp(
 
 
 @dataclasses.dataclass(frozen=True)
-class Vmap:
+class Vmap(Engine):
     """The definition: per-sample gradients by vmapped VJPs, discarded after use.
 
     Needs nothing of the encoder but row-wise functions. A second forward and one
@@ -157,28 +155,26 @@ class Vmap:
                 f"harmonizer.engine.chunk: expected 1 or more, found {self.chunk}"
             )
 
-    def init(self) -> Any:
-        return {}
-
     def vjp(
         self, towers: Mapping[str, Tower], params: Params, rows: Any, *, group: int
     ) -> tuple[dict[str, Any], Pullback]:
         encoded, pull = plain_vjp(towers, params, rows)
-        names = set(in_scope(params, self.scope))
+        names = set(self.compared(params))
 
         def pullback(c: Cotangents, weigh: Weigh, state: Any, step: Any) -> Pulled:
             del step
+            present = c.grouped(group)
             inside = names & _shared(towers, params, rows, c)
             gram = self._gram(towers, params, rows, c, group, inside)
-            gram = compared(gram, c.grouped(group))
+            gram = compared(gram, present)
             weights = weigh(gram)
-            grads = pull(combine(c.encoded, repeated(weights, group)))
+            grads = pull(combine(c.encoded, weights))
             return Pulled(grads, gram, weights, state, {})
 
         return encoded, pullback
 
-    def held(self, params: Params, groups: int) -> int:
-        return min(self.chunk, groups) * scope_size(params, self.scope)
+    def compared(self, params: Params) -> list[str]:
+        return in_scope(params, self.scope)
 
     def _gram(
         self,
@@ -193,7 +189,7 @@ class Vmap:
         rest = {n: p for n, p in named.items() if n not in names}
         inside = {n: p for n, p in named.items() if n in names}
         if not inside:
-            return jnp.zeros((group_count(c, group), len(c.names), len(c.names)))
+            return jnp.zeros((len(c.present) // group, len(c.names), len(c.names)))
 
         def grouped(x: jax.Array) -> jax.Array:
             return x.reshape(-1, group, *x.shape[1:])
@@ -248,7 +244,7 @@ def _shared(
 
 
 @dataclasses.dataclass(frozen=True)
-class Embedding:
+class Embedding(Engine):
     """A proxy: products of the cotangents themselves, no gradient of any parameter.
 
     Costs nothing beside a plain step. Its cosines rank samples for a curriculum; its
@@ -258,10 +254,6 @@ class Embedding:
     def init(self) -> Any:
         return {}
 
-    def held(self, params: Params, groups: int) -> int:
-        del params, groups
-        return 0
-
     def vjp(
         self, towers: Mapping[str, Tower], params: Params, rows: Any, *, group: int
     ) -> tuple[dict[str, Any], Pullback]:
@@ -269,6 +261,7 @@ class Embedding:
 
         def pullback(c: Cotangents, weigh: Weigh, state: Any, step: Any) -> Pulled:
             del step
+            present = c.grouped(group)
             cotangents = {
                 k: [
                     leaf[k].reshape(leaf.shape[1] // group, -1).astype(jnp.float32)
@@ -277,24 +270,20 @@ class Embedding:
                 ]
                 for k in range(len(c.names))
             }
-            gram = compared(gram_of(cotangents, len(c.names)), c.grouped(group))
+            gram = compared(gram_of(cotangents, len(c.names)), present)
             weights = weigh(gram)
-            grads = pull(combine(c.encoded, repeated(weights, group)))
+            grads = pull(combine(c.encoded, weights))
             return Pulled(grads, gram, weights, state, {})
 
         return encoded, pullback
 
 
 @dataclasses.dataclass(frozen=True)
-class Plain:
+class Plain(Engine):
     """No Gramian: for rules that do not read one."""
 
     def init(self) -> Any:
         return {}
-
-    def held(self, params: Params, groups: int) -> int:
-        del params, groups
-        return 0
 
     def vjp(
         self, towers: Mapping[str, Tower], params: Params, rows: Any, *, group: int
@@ -303,8 +292,8 @@ class Plain:
 
         def pullback(c: Cotangents, weigh: Weigh, state: Any, step: Any) -> Pulled:
             del weigh, step
-            weights = jnp.ones((group_count(c, group), len(c.names)))
-            grads = pull(combine(c.encoded, repeated(weights, group)))
+            weights = jnp.ones(c.grouped(group).shape)
+            grads = pull(combine(c.encoded, weights))
             return Pulled(grads, None, weights, state, {})
 
         return encoded, pullback

@@ -19,7 +19,6 @@ from mmssl.gradients.engines import (
     Tower,
     Vmap,
     Weigh,
-    group_count,
 )
 from mmssl.gradients.statistics import summarise
 from mmssl.gradients.weightings import Sum, Weighting
@@ -180,7 +179,6 @@ def backward(
     c = ct.per_loss(loss_fn, heads, encoded, present)
     fixed = harmonizer.loss_weights(c.names)
     plain, c = c.losses, c.scaled(fixed)
-    group_count(c, group)
     weigh = harmonizer.weigher(c.names, state, step, key)
     if pullback is None:
         pulled = _accumulated(
@@ -192,8 +190,7 @@ def backward(
     if pulled.gram is not None:
         gram = pulled.gram
         keep = harmonizer.keep(gram, c.names, state, step)
-        weights = jnp.where(keep > 0, 1, 0)[:, None] * pulled.weights
-        weights = weights / jnp.where(keep > 0, keep, 1)[:, None]
+        weights = pulled.weights / jnp.where(keep > 0, keep, 1)[:, None]
         metrics |= summarise(gram, weights, keep, c.names)
         own = state["curriculum"]
         if harmonizer.curriculum is not None:

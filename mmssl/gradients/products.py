@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mmssl.gradients.cotangents import for_rows
 from mmssl.types import Leaf, Params
 
 F32 = jnp.float32
@@ -85,7 +86,7 @@ def _one_use(
 
 
 def replayed(
-    leaf: Leaf, params: Params, uses: Sequence[Use], weights: Float[Array, "b k"]
+    leaf: Leaf, params: Params, uses: Sequence[Use], weights: Float[Array, "g k"]
 ) -> Params:
     """The leaf's backward of the weighted cotangents: gradients like `params`."""
     total = jax.tree.map(jnp.zeros_like, params)
@@ -108,10 +109,10 @@ def replayed(
     return total
 
 
-def _weighted(use: Use, weights: Float[Array, "b k"]) -> jax.Array:
-    """sum_k w^k Delta^k in the cotangents' dtype; row r belongs to sample r // n."""
+def _weighted(use: Use, weights: Float[Array, "g k"]) -> jax.Array:
+    """sum_k w^k Delta^k in the cotangents' dtype, w those of a row's group."""
     some = next(iter(use.deltas.values()))
-    rows = jnp.repeat(weights, some.shape[0] // weights.shape[0], axis=0)
+    rows = for_rows(weights, some.shape[0])
     rows = rows.reshape(*rows.shape, *(1,) * (some.ndim - 1))
     total = sum(rows[:, k] * delta.astype(F32) for k, delta in use.deltas.items())
     return jnp.asarray(total).astype(some.dtype)

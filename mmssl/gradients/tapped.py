@@ -4,6 +4,7 @@ Every loss is pulled back to the outputs of the leaves; no weight gradient is co
 twice. See `sites` for how Gramians and gradients come of that.
 """
 
+import abc
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
@@ -27,10 +28,7 @@ from mmssl.gradients.engines import (
     Tower,
     Vmap,
     Weigh,
-    group_count,
     in_scope,
-    repeated,
-    scope_size,
 )
 from mmssl.types import Params
 
@@ -96,11 +94,10 @@ class Request:
         return at.compare(sites, names, groups, self.losses, **options)
 
 
-class _Tapped:
+class _Tapped(Engine):
     """The way from towers to sites, the same for all."""
 
     scope: str
-    chunk: int = 0
 
     def __post_init__(self) -> None:
         if self.chunk < 0:
@@ -109,11 +106,8 @@ class _Tapped:
                 f"{self.chunk}"
             )
 
-    def init(self) -> Any:
-        return {}
-
-    def held(self, params: Params, groups: int) -> int:
-        return min(self.chunk or groups, groups) * scope_size(params, self.scope)
+    def compared(self, params: Params) -> list[str]:
+        return in_scope(params, self.scope)
 
     def vjp(
         self, towers: Mapping[str, Tower], params: Params, rows: Any, *, group: int
@@ -127,7 +121,6 @@ class _Tapped:
         recorded = {n: t.record(params, rows) for n, t in towers.items() if t.record}
 
         def pullback(c: Cotangents, weigh: Weigh, state: Any, step: Any) -> Pulled:
-            group_count(c, group)
             sites = at.make_sites(recorded, params, c)
             request = Request(
                 sites=sites,
@@ -139,7 +132,7 @@ class _Tapped:
             )
 
             def ordinary(weights: jax.Array) -> Params:
-                whole = combine(c.encoded, repeated(weights, group))
+                whole = combine(c.encoded, weights)
                 pulled = [r.pullback(whole[n])[1] for n, r in recorded.items()]
                 return jax.tree.map(lambda *leaves: sum(leaves), *pulled)
 
@@ -153,11 +146,11 @@ class _Tapped:
 
         return {name: r.encoded for name, r in recorded.items()}, pullback
 
+    @abc.abstractmethod
     def _pull(
         self, request: Request, ordinary: Callable[[jax.Array], Params]
     ) -> Pulled:
         """`Pulled` with gradients by name; `ordinary` is the encoder's own backward."""
-        raise NotImplementedError
 
 
 def _in_one_pass(
@@ -325,8 +318,9 @@ class Subset(_Tapped):
     def init(self) -> Any:
         return audit.init() if self.audit_every else {}
 
-    def held(self, params: Params, groups: int) -> int:
-        return min(self.chunk or groups, groups) * scope_size(params, self.metric)
+    def compared(self, params: Params) -> list[str]:
+        inside = in_scope(params, self.scope)
+        return [name for name in inside if re.fullmatch(self.metric, name)]
 
     def _pull(
         self, request: Request, ordinary: Callable[[jax.Array], Params]
