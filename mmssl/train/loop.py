@@ -197,7 +197,7 @@ def train(
                         wait=wait,
                     )
                 )
-                interrupted = preemption.requested
+                interrupted = preemption.requested(step)
                 due = [hook for hook in hooks if hook.due(step, total=steps)]
                 save = step == steps or interrupted or checkpointer.due(step)
                 if due or save:

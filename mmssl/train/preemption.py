@@ -1,10 +1,13 @@
-"""Asking a run to stop: signals become a flag that the loop reads between steps."""
+"""Asking a run to stop: a notice to one process stops all of them after the same step."""
 
 import os
 import signal
 import threading
 from types import FrameType
 from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
 
 REQUEUE_EXIT_CODE = 75
 """EX_TEMPFAIL: the run stopped by request and continues when started again."""
@@ -18,20 +21,32 @@ class Preemption:
     A second Ctrl-C interrupts at once, as KeyboardInterrupt. Outside the `with` block
     the former handlers are back. Signals reach only the main thread of a process: in
     another thread the block changes nothing.
+
+    Where `jax.distributed` runs, SIGTERM (the notice that platforms give) is its own
+    from the start; the other two are passed on to it. It finds a step that no process
+    has passed yet.
     """
 
     def __init__(self) -> None:
         self._received: str | None = None
         self._former: dict[signal.Signals, Any] = {}
+        self._shared = jax.distributed.is_initialized()
 
-    @property
-    def requested(self) -> str | None:
-        """The name of the signal that asked to stop, or None."""
-        return self._received
+    def requested(self, step: int) -> str | None:
+        """The signal that asked to stop after `step`, or None.
+
+        With several processes all call it after every step, and get the same answer; one
+        that did not get the signal itself calls it SIGTERM.
+        """
+        if not self._shared:
+            return self._received
+        if not multihost_utils.reached_preemption_sync_point(step):
+            return None
+        return self._received or signal.SIGTERM.name
 
     def __enter__(self) -> "Preemption":
         if threading.current_thread() is threading.main_thread():
-            for number in _SIGNALS:
+            for number in _SIGNALS[self._shared :]:
                 self._former[number] = signal.signal(number, self._receive)
         return self
 
@@ -47,3 +62,5 @@ class Preemption:
         # Not print: the signal may have come in the middle of one.
         os.write(2, f"\n{self._received}: finishing and saving this step; ".encode())
         os.write(2, b"Ctrl-C now stops at once, without saving\n")
+        if self._shared:
+            signal.raise_signal(signal.SIGTERM)
