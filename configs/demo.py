@@ -62,6 +62,6 @@ def get_config(variant: str = "plain") -> ml_collections.ConfigDict:
         "eps": 1e-8,
         "grad_clip": 1.0,
     }
-    config.checkpoint = {"every": 80, "keep": 2}
-    config.log = {"every": 10, "tensorboard": True, "max_nonfinite": 10}
+    config.checkpoint.update(every=80, keep=2)
+    config.log.every = 10
     return config

@@ -13,13 +13,13 @@ from collections.abc import Iterator, Sequence
 
 import mmssl
 from mmssl import commands
-from mmssl.commands import check, data, doctor, results, train
+from mmssl.commands import check, checkpoint, data, doctor, results, train
 from mmssl.errors import UserError
 
 OK, FAILED, USAGE, INTERRUPTED, RESUME = 0, 1, 2, 130, 75
 """Exit codes: 75 (EX_TEMPFAIL) = stopped in order; the same command resumes."""
 
-GROUPS = (data, train, results, check, doctor)
+GROUPS = (data, train, results, checkpoint, check, doctor)
 
 EPILOG = """\
 The whole road:

@@ -11,6 +11,8 @@ from absl import flags
 jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS") or "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Commands keep what they compile in the user's cache folder.
+jax.config.update("jax_enable_compilation_cache", False)
 # Grain reads absl flags, which pytest never parses.
 flags.FLAGS.mark_as_parsed()
 

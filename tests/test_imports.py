@@ -15,8 +15,12 @@ LEAF = {"types", "rng", "trees", "errors", "files"}
 NUMERIC = {"jax", "numpy", "jaxtyping", "optax"}
 DOOR = {
     "cli",
+    "checkpoints",
+    "clips",
     "config",
     "experiment",
+    "init_from",
+    "outputs",
     "runs",
     "streams",
     "workdir",
@@ -29,7 +33,7 @@ DOOR = {
 ROOMS: dict[str, set[str]] = {
     "parallel": LEAF,
     "data": LEAF,
-    "models": LEAF,
+    "models": LEAF | {"parallel"},
     "objectives": LEAF | {"parallel"},
     "gradients": LEAF | {"parallel"},
     "optim": LEAF,

@@ -70,9 +70,14 @@ def leaves(workdir, step):
 
 def rows(workdir):
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    timed = ("time", "steps_per_second", "samples_per_second", "data_wait")
+    timed = ("time", "data_wait", "step_seconds", "goodput/")
     return [
-        {k: v for k, v in json.loads(line).items() if k not in timed} for line in lines
+        {
+            k: v
+            for k, v in json.loads(line).items()
+            if not k.startswith(timed) and not k.endswith("per_second")
+        }
+        for line in lines
     ]
 
 

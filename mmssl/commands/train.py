@@ -46,8 +46,9 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 def train(arguments: argparse.Namespace) -> int:
     from mmssl import config as config_lib
     from mmssl import runs
-    from mmssl.train import preemption
+    from mmssl.train import compilation, preemption
 
+    compilation.keep_compiled()
     config = config_lib.load(arguments.config, arguments.overrides)
     again = ["mmssl", "train", "--config", arguments.config, "--workdir"]
     command = shlex.join([*again, arguments.workdir, *arguments.overrides])

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: the only module that touches Orbax.
+"""Checkpoints of a run, written by Orbax and sealed by us.
 
 A checkpoint is the folder `DIR/<step>` with `state/` (Orbax) and `manifest.json`, which
 is written last and holds hashes, names and shapes of the arrays, and the position in
@@ -9,6 +9,7 @@ checkpoint, and restores flipped bytes without an error.
 import dataclasses
 import json
 import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,9 @@ from etils import epath
 
 from mmssl import trees
 from mmssl.errors import UserError
-from mmssl.train import integrity
+from mmssl.train import arrays, integrity
+from mmssl.train.metrics import finite
+from mmssl.train.retention import Best, Retention
 
 FORMAT = 1
 
@@ -31,12 +34,16 @@ class Restored:
       state: like the tree given to `restore`, with its shardings.
       data_state: the data iterator's state after the last batch trained on.
       step: steps taken.
+      spent: seconds of the run until it was saved, by what they went to.
+      time: when it was saved, in seconds since 1970.
       warnings: damaged newer checkpoints that were passed over, with what is wrong.
     """
 
     state: Any
     data_state: dict[str, Any]
     step: int
+    spent: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    time: float = 0.0
     warnings: tuple[str, ...] = ()
 
 
@@ -47,12 +54,14 @@ class Checkpointer:
       directory: where checkpoints are; made by the first save.
       every: `due` is True after every that many steps.
       keep: newest checkpoints that stay; older ones go once a newer one is committed.
+      keep_every: older ones stay where their step is a multiple of it; 0 = none.
+      best: the best by a metric stay, too.
       async_: write in the background. A failure then surfaces at the next `save`,
         `wait` or `close`.
       fingerprint: of the run's configuration; stored, and compared by `restore`.
 
     Raises:
-      UserError: `every` or `keep` below 1.
+      UserError: `every` or `keep` below 1, `keep_every` below 0.
     """
 
     def __init__(
@@ -61,14 +70,16 @@ class Checkpointer:
         *,
         every: int = 1000,
         keep: int = 3,
+        keep_every: int = 0,
+        best: Best | None = None,
         async_: bool = True,
         fingerprint: str = "",
     ):
-        for name, value in (("every", every), ("keep", keep)):
-            if value < 1:
-                raise UserError(f"checkpoint.{name} must be at least 1, found {value}")
+        if every < 1:
+            raise UserError(f"checkpoint.every must be at least 1, found {every}")
         self.directory = epath.Path(directory).absolute()
-        self.every, self.keep = every, keep
+        self.every = every
+        self.retention = Retention(keep, keep_every, best)
         self._async, self._fingerprint = async_, fingerprint
         # With asynchronous directory creation a failed save hangs process exit.
         self._orbax = ocp.AsyncCheckpointer(
@@ -84,19 +95,29 @@ class Checkpointer:
 
     def steps(self) -> list[int]:
         """Committed steps, ascending."""
-        return sorted(s for s in self._folders() if integrity.is_sealed(self._at(s)))
+        return sorted(s for s in self._folders() if integrity.is_sealed(self.at(s)))
 
     def latest(self) -> int | None:
         """The newest committed step, or None."""
         return max(self.steps(), default=None)
 
-    def save(self, state: Any, data_state: Mapping[str, Any], *, step: int) -> None:
+    def save(
+        self,
+        state: Any,
+        data_state: Mapping[str, Any],
+        *,
+        step: int,
+        metrics: Mapping[str, float] | None = None,
+        spent: Mapping[str, float] | None = None,
+    ) -> None:
         """Saves; returns once the state is copied, so that it may be donated.
 
         Args:
           state: any pytree of arrays.
           data_state: JSON; the data iterator's state after the last batch trained on.
           step: steps taken. An existing checkpoint of that step is replaced.
+          metrics: of the checkpoint, by name; what `best` ranks.
+          spent: seconds of the run so far, by what they went to.
 
         Raises:
           UserError: this save, or the one before in the background, failed.
@@ -104,22 +125,25 @@ class Checkpointer:
         """
         self.wait()
         leaves = trees.named_leaves(state)
-        _check_arrays(state, leaves)
+        _check_savable(state, leaves)
         manifest = {
             "format": FORMAT,
             "step": step,
             "fingerprint": self._fingerprint,
+            "time": time.time(),
             "data_state": json.loads(json.dumps(data_state)),
+            "metrics": finite(metrics or {}),
+            "spent": dict(spent or {}),
             "arrays": {n: [list(x.shape), str(x.dtype)] for n, x in leaves.items()},
         }
         try:
             self._set_damaged_aside()
             self._remove(step)
-            self._at(step).mkdir(parents=True)
+            self.at(step).mkdir(parents=True)
             # Nested dicts of strings: no library's classes end up in the format.
             args = ocp.args.StandardSave(trees.from_named(leaves))
             with jax.transfer_guard("allow"):
-                self._orbax.save(self._at(step) / "state", args=args)
+                self._orbax.save(self.at(step) / arrays.STATE, args=args)
         except Exception as error:
             self._failure = (step, error)
             self._raise_failure()
@@ -161,7 +185,16 @@ class Checkpointer:
           DamagedError: a file is missing, cut, or holds other bytes than were saved.
           UserError: no permission to read it.
         """
-        return integrity.verify(self._at(step))
+        return integrity.verify(self.at(step))
+
+    def manifest(self, step: int) -> dict[str, Any]:
+        """What was written beside the arrays, without a look at their bytes.
+
+        Raises:
+          DamagedError: the manifest is not what was saved.
+          UserError: no permission to read it.
+        """
+        return integrity.manifest(self.at(step))
 
     def restore(self, like: Any, *, step: int | None = None) -> Restored:
         """The newest undamaged checkpoint, or that of `step`.
@@ -176,6 +209,28 @@ class Checkpointer:
             belongs to another configuration; its arrays differ from `like`'s in name,
             shape or dtype.
         """
+        manifest, problems = self.newest(step=step)
+        self._check(manifest, like)
+        return Restored(
+            state=self._load(manifest["step"], like),
+            data_state=manifest["data_state"],
+            step=manifest["step"],
+            spent=manifest.get("spent", {}),
+            time=manifest.get("time", 0.0),
+            warnings=problems,
+        )
+
+    def newest(
+        self, *, step: int | None = None
+    ) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """Manifest of the newest undamaged checkpoint, and what was passed over.
+
+        Args:
+          step: this checkpoint only, no falling back.
+
+        Raises:
+          UserError: there is none or none undamaged; no permission to read it.
+        """
         steps = self.steps() if step is None else [step]
         if not steps or (step is not None and step not in self.steps()):
             wanted = "a checkpoint" if step is None else f"checkpoint {step}"
@@ -186,25 +241,18 @@ class Checkpointer:
         problems = []
         for candidate in reversed(steps):
             try:
-                manifest = self.verify(candidate)
+                return self.verify(candidate), tuple(problems)
             except integrity.DamagedError as damage:
                 self._damaged.add(candidate)
                 problems.append(f"checkpoint {candidate} is damaged: {damage}")
-                continue
-            self._check(manifest, like)
-            return Restored(
-                state=self._load(candidate, like),
-                data_state=manifest["data_state"],
-                step=candidate,
-                warnings=tuple(problems),
-            )
         raise UserError(
             "no undamaged checkpoint is left:\n  "
             + "\n  ".join(problems)
             + f"\nrestore {self.directory} from a copy, or start in a new workdir"
         )
 
-    def _at(self, step: int) -> epath.Path:
+    def at(self, step: int) -> epath.Path:
+        """The folder of a checkpoint, whether there is one or not."""
         return self.directory / str(step)
 
     def _folders(self) -> list[int]:
@@ -213,28 +261,37 @@ class Checkpointer:
         return [int(p.name) for p in self.directory.iterdir() if p.name.isdecimal()]
 
     def _remove(self, step: int) -> None:
-        if self._at(step).exists():
+        if self.at(step).exists():
             # Uncommitted first: a kill in between leaves nothing that counts.
-            integrity.unseal(self._at(step))
-            self._at(step).rmtree()
+            integrity.unseal(self.at(step))
+            self.at(step).rmtree()
 
     def _set_damaged_aside(self) -> None:
         for step in self._damaged & set(self._folders()):
             aside = self.directory / f"{step}.damaged"
             if aside.exists():
                 aside.rmtree()
-            self._at(step).rename(aside)
+            self.at(step).rename(aside)
         self._damaged.clear()
 
     def _commit(self, step: int, manifest: dict[str, Any]) -> None:
         try:
             self._orbax.wait_until_finished()
-            integrity.seal(self._at(step), manifest)
-            committed = self.steps()
-            for old in {*self._folders()} - {*committed[-self.keep :], step}:
+            integrity.seal(self.at(step), manifest)
+            for old in {*self._folders()} - {*self._kept(), step}:
                 self._remove(old)
         except Exception as error:
             self._failure = (step, error)
+
+    def _kept(self) -> set[int]:
+        """Committed steps that stay. One whose manifest is damaged is not ranked."""
+        metrics = {}
+        for step in self.steps():
+            try:
+                metrics[step] = self.manifest(step).get("metrics", {})
+            except integrity.DamagedError:
+                metrics[step] = {}
+        return self.retention.kept(metrics)
 
     def _raise_failure(self) -> None:
         if self._failure is None:
@@ -262,18 +319,7 @@ class Checkpointer:
                 f"{theirs}, expected {ours}); use a new workdir, or the configuration "
                 "in the workdir's config.json"
             )
-        saved = {n: (tuple(s), d) for n, (s, d) in manifest["arrays"].items()}
-        leaves = trees.named_leaves(like)
-        wanted = {n: (tuple(x.shape), str(x.dtype)) for n, x in leaves.items()}
-        differences = [
-            *(f"missing {name}" for name in wanted if name not in saved),
-            *(f"unexpected {name}" for name in saved if name not in wanted),
-            *(
-                f"changed {name}: saved {_shape(saved[name])}, expected {_shape(spec)}"
-                for name, spec in wanted.items()
-                if name in saved and saved[name] != spec
-            ),
-        ]
+        differences = arrays.differences(manifest, like)
         if differences:
             more = len(differences) - 12
             rest = [f"and {more} more"] if more > 0 else []
@@ -291,20 +337,14 @@ class Checkpointer:
             )
             for name, x in trees.named_leaves(like).items()
         }
-        args = ocp.args.StandardRestore(trees.from_named(target))
-        loaded = self._orbax.restore(self._at(step) / "state", args=args)
-        arrays = trees.named_leaves(loaded)
-        return trees.map_named(lambda name, _: arrays[name], like)
+        loaded = arrays.read(self.at(step), target)
+        return trees.map_named(lambda name, _: loaded[name], like)
 
 
-def _check_arrays(state: Any, leaves: Mapping[str, Any]) -> None:
+def _check_savable(state: Any, leaves: Mapping[str, Any]) -> None:
     if len(leaves) != len(jax.tree.leaves(state)):
         raise TypeError("two arrays of the state have the same name")
     for name, leaf in leaves.items():
         # Scalars such as np.int64(3) are saved by Orbax but cannot be restored.
         if not isinstance(leaf, jax.Array):
             raise TypeError(f"{name} is a {type(leaf).__name__}, expected a jax.Array")
-
-
-def _shape(spec: tuple[tuple[int, ...], str]) -> str:
-    return f"{spec[1]}{list(spec[0])}"

@@ -1,8 +1,9 @@
 """Is a folder still what was written? SHA-256 of every file, in `manifest.json`."""
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -49,8 +50,45 @@ def verify(folder: epath.Path) -> dict[str, Any]:
       DamagedError: a file is missing, cut, or holds other bytes than were sealed.
       UserError: no permission to read a file: it may well be whole.
     """
+    found = manifest(folder)
+    with _explained(folder):
+        for name, (size, digest) in found["files"].items():
+            path = folder / name
+            if not path.exists():
+                raise DamagedError(f"{path} is missing")
+            found_size, found_digest = _content(path)
+            if found_size != size:
+                raise DamagedError(
+                    f"{path} has {found_size} bytes, {size} were written"
+                )
+            if found_digest != digest:
+                raise DamagedError(f"{path} does not match its SHA-256: bytes changed")
+    return found
+
+
+def manifest(folder: epath.Path) -> dict[str, Any]:
+    """`meta` and `files` of a sealed folder, whose other files are not read.
+
+    Raises:
+      DamagedError: the manifest is not what was sealed.
+      UserError: no permission to read it.
+    """
+    with _explained(folder):
+        try:
+            found = json.loads((folder / NAME).read_bytes())
+            claimed = found.pop("sha256")
+        except (ValueError, KeyError, AttributeError) as error:
+            raise DamagedError(f"{folder / NAME} cannot be read: {error}") from error
+    if claimed != _self_hash(found):
+        raise DamagedError(f"{folder / NAME} does not match its own SHA-256")
+    return found
+
+
+@contextlib.contextmanager
+def _explained(folder: epath.Path) -> Iterator[None]:
+    """What the system says of a file, as damage or as a lack of permission."""
     try:
-        return _verified(folder)
+        yield
     except PermissionError as error:
         raise UserError(
             f"{error.filename or folder} cannot be read: {error.strerror}; give "
@@ -59,26 +97,6 @@ def verify(folder: epath.Path) -> dict[str, Any]:
     except OSError as error:
         where = error.filename or folder
         raise DamagedError(f"{where} cannot be read: {error.strerror}") from error
-
-
-def _verified(folder: epath.Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads((folder / NAME).read_bytes())
-        claimed = manifest.pop("sha256")
-    except (ValueError, KeyError, AttributeError) as error:
-        raise DamagedError(f"{folder / NAME} cannot be read: {error}") from error
-    if claimed != _self_hash(manifest):
-        raise DamagedError(f"{folder / NAME} does not match its own SHA-256")
-    for name, (size, digest) in manifest["files"].items():
-        path = folder / name
-        if not path.exists():
-            raise DamagedError(f"{path} is missing")
-        found_size, found_digest = _content(path)
-        if found_size != size:
-            raise DamagedError(f"{path} has {found_size} bytes, {size} were written")
-        if found_digest != digest:
-            raise DamagedError(f"{path} does not match its SHA-256: bytes changed")
-    return manifest
 
 
 def _content(path: epath.Path) -> list[Any]:

@@ -13,11 +13,14 @@ import jax
 from mmssl.errors import UserError
 from mmssl.train import conflict
 from mmssl.train.checkpoint import Checkpointer
+from mmssl.train.goodput import Goodput
 from mmssl.train.health import health
 from mmssl.train.hooks import Hook
 from mmssl.train.metrics import EventLog, JsonlWriter, MetricWriter
 from mmssl.train.preemption import Preemption
+from mmssl.train.profile import Profile
 from mmssl.train.recorder import Dispatched, ProgressView, Recorder, TrainSummary
+from mmssl.train.speed import Work
 from mmssl.types import RawBatch
 
 S = TypeVar("S", bound="Stepping")
@@ -72,6 +75,7 @@ def resume(
     conflicts: JsonlWriter,
     events: EventLog,
     progress: ProgressView,
+    goodput: Goodput,
 ) -> S | None:
     """Puts state, data and metrics back to the newest undamaged checkpoint.
 
@@ -81,6 +85,7 @@ def resume(
 
     Args:
       like: the state, abstract or concrete, with the shardings to restore to.
+      goodput: told what was spent before, and what is lost.
 
     Returns:
       The state, or None where there is no checkpoint: start from a fresh one.
@@ -91,6 +96,7 @@ def resume(
     if checkpointer.latest() is None:
         writers.truncate(0)
         conflicts.truncate(0)
+        goodput.resumed({}, since=0.0)
         return None
     restored = checkpointer.restore(like)
     for warning in restored.warnings:
@@ -99,6 +105,7 @@ def resume(
     writers.truncate(restored.step)
     conflicts.truncate(restored.step)
     pipeline.set_state(restored.data_state)
+    goodput.resumed(restored.spent, since=restored.time)
     events.write("resume", step=restored.step)
     return restored.state
 
@@ -118,6 +125,9 @@ def train(
     log_every: int = 10,
     max_nonfinite: int = 10,
     hooks: Sequence[Hook] = (),
+    goodput: Goodput | None = None,
+    work: Work | None = None,
+    profile: Profile | None = None,
 ) -> tuple[S, TrainSummary]:
     """Trains from `state.step` to `steps`; every batch read is a step taken.
 
@@ -141,6 +151,9 @@ def train(
       log_every: steps between rows.
       max_nonfinite: steps in a row without a finite loss and gradient that end the run.
       hooks: run between steps; their metrics are written.
+      goodput: the clock of the whole session, begun before this call; None = begun now.
+      work: of a step, for tokens per second and utilisation.
+      profile: of some of the steps.
 
     Returns:
       The last state, and what happened. `summary.interrupted` names the signal.
@@ -155,6 +168,7 @@ def train(
             f"{max_nonfinite}"
         )
     start = int(jax.device_get(state.step))
+    goodput, profile = goodput or Goodput(), profile or Profile()
     recorder = Recorder(
         start=start,
         total=steps,
@@ -164,6 +178,8 @@ def train(
         progress=progress,
         max_nonfinite=max_nonfinite,
         dump_dir=pathlib.Path(dump_dir),
+        goodput=goodput,
+        work=work,
     )
     if start >= steps:
         progress.note(
@@ -173,14 +189,19 @@ def train(
         return state, recorder.summary(start)
 
     step, interrupted = start, None
-    events.write("start", step=start, total=steps)
+    events.write("start", step=start, total=steps, lost=round(goodput.lost_now, 3))
     progress.start(start, steps)
+    goodput.begin()
     try:
         with Preemption() as preemption, jax.transfer_guard("disallow"):
             while step < steps and interrupted is None:
                 step += 1
-                raw, info, wait, data_state = _next(data, step)
-                state, output = step_fn(state, raw)
+                profile.before(step)
+                with goodput.part("data"):
+                    raw, info, wait, data_state = _next(data, step)
+                # The first call compiles, and returns before the step has run.
+                with goodput.part("compile" if step == start + 1 else "step"):
+                    state, output = step_fn(state, raw)
                 logged = step % log_every == 0 or step == steps
                 gram = output.gram if logged else None
                 recorder.settle()
@@ -197,20 +218,34 @@ def train(
                         wait=wait,
                     )
                 )
+                if told := profile.after(step, state):
+                    progress.note(told)
                 interrupted = preemption.requested(step)
                 due = [hook for hook in hooks if hook.due(step, total=steps)]
                 save = step == steps or interrupted or checkpointer.due(step)
                 if due or save:
                     recorder.settle()
+                found: dict[str, float] = {}
                 for hook in due:
-                    with jax.transfer_guard("allow"):
-                        writers.write(step, hook.run(step, state))
+                    with goodput.part("eval"), jax.transfer_guard("allow"):
+                        found |= hook.run(step, state)
+                if due:
+                    writers.write(step, found)
                 if save:
-                    # Rows up to a checkpoint are on disk before it counts.
-                    writers.flush()
-                    checkpointer.save(state, data_state, step=step)
-            checkpointer.wait()
+                    with goodput.part("checkpoint"):
+                        # Rows up to a checkpoint are on disk before it counts.
+                        writers.flush()
+                        checkpointer.save(
+                            state,
+                            data_state,
+                            step=step,
+                            metrics=recorder.averages() | found,
+                            spent=goodput.seconds,
+                        )
+            with goodput.part("checkpoint"):
+                checkpointer.wait()
     finally:
+        profile.close()
         progress.close()
         writers.flush()
     summary = recorder.summary(step, interrupted=interrupted)

@@ -57,15 +57,31 @@ class TrainProgress:
 
 
 def line(reading: Reading) -> str:
-    """`step 120/1200  loss 3.412  2.31 steps/s  data wait 3%  ETA 0:07:47`."""
+    """What there is to see of a step, in a line.
+
+    `step 120/1200  loss 3.412  0.433 s/step  74 samples/s  12.3k tokens/s  MFU 41%
+    data wait 3%  goodput 93%  ETA 0:07:47`; MFU only where the devices' peak is known.
+    """
     parts = [f"step {reading.step}/{reading.total}", f"loss {reading.loss:.4g}"]
     if reading.eta_seconds is not None:
+        speed = reading.speed.metrics()
+        parts.append(f"{speed['step_seconds']:.3g} s/step")
+        parts += _rates(speed)
         parts += [
-            f"{reading.steps_per_second:.3g} steps/s",
-            f"data wait {reading.data_wait:.0%}",
+            f"data wait {speed['data_wait']:.0%}",
+            f"goodput {reading.goodput:.0%}",
             f"ETA {_clock(reading.eta_seconds)}",
         ]
     return "  ".join(parts)
+
+
+def _rates(speed: Mapping[str, float]) -> list[str]:
+    parts = [f"{_count(speed['samples_per_second'])} samples/s"]
+    if "tokens_per_second" in speed:
+        parts.append(f"{_count(speed['tokens_per_second'])} tokens/s")
+    if "mfu" in speed:
+        parts.append(f"MFU {speed['mfu']:.0%}")
+    return parts
 
 
 def closing_table(
@@ -91,7 +107,18 @@ def closing_table(
         f"{_clock(summary.seconds)} (first step {summary.compile_seconds:.1f} s)",
     )
     table.add_row("samples/s", f"{summary.samples_per_second:.1f}")
+    if summary.speed.get("step_seconds"):
+        last = f"{summary.speed['step_seconds']:.3g} s, "
+        table.add_row("last steps", last + ", ".join(_rates(summary.speed)))
     table.add_row("data wait", f"{summary.data_wait:.0%}")
+    if summary.goodput:
+        rest = ", ".join(
+            f"{part} {share:.0%}"
+            for part, share in summary.goodput.items()
+            if part != "step" and round(share, 2)
+        )
+        share = f"{summary.goodput['step']:.0%} of the run's time went into steps"
+        table.add_row("goodput", f"{share} ({rest})" if rest else share)
     table.add_row(
         "loss", f"{_number(summary.first_loss)} -> {_number(summary.last_loss)}"
     )
@@ -105,6 +132,14 @@ def closing_table(
 
 def _clock(seconds: float) -> str:
     return str(datetime.timedelta(seconds=round(seconds)))
+
+
+def _count(value: float) -> str:
+    """`74.1`, `12.3k`, `4.56M`."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"
 
 
 def _number(value: float | None) -> str:

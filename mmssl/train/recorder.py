@@ -13,6 +13,7 @@ import jax
 from mmssl.errors import UserError
 from mmssl.train import conflict
 from mmssl.train import health as health_lib
+from mmssl.train.goodput import Goodput
 from mmssl.train.metrics import (
     EventLog,
     JsonlWriter,
@@ -20,6 +21,7 @@ from mmssl.train.metrics import (
     disk_error,
     finite,
 )
+from mmssl.train.speed import Speed, Work
 
 _WINDOW = 50
 """Steps over which speed and data wait are measured."""
@@ -32,23 +34,23 @@ class Reading:
     Attributes:
       step: steps taken, of `total`.
       loss: NaN where the step was skipped.
-      steps_per_second: over the last steps; 0 before it is known.
-      data_wait: share of the time spent waiting for data, over the same steps.
+      speed: over the last steps.
+      goodput: share of the run's wall time that went into steps that count.
       logged: whether the step's metrics were written.
     """
 
     step: int
     total: int
     loss: float
-    steps_per_second: float
-    data_wait: float
+    speed: Speed
+    goodput: float
     logged: bool
 
     @property
     def eta_seconds(self) -> float | None:
-        if not self.steps_per_second:
+        if not self.speed.steps_per_second:
             return None
-        return (self.total - self.step) / self.steps_per_second
+        return (self.total - self.step) / self.speed.steps_per_second
 
 
 class ProgressView(Protocol):
@@ -77,6 +79,9 @@ class TrainSummary:
       first_loss: of its first finite step; None without one.
       last_loss: of its last finite step.
       skipped: steps whose loss or gradient was not finite.
+      speed: of its last steps.
+      goodput: what the run's wall time went to, former sessions included; see
+        `goodput.PARTS`.
       health: the last health metrics.
       interrupted: the signal that stopped it, or None.
     """
@@ -91,6 +96,8 @@ class TrainSummary:
     first_loss: float | None = None
     last_loss: float | None = None
     skipped: int = 0
+    speed: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    goodput: Mapping[str, float] = dataclasses.field(default_factory=dict)
     health: Mapping[str, float] = dataclasses.field(default_factory=dict)
     interrupted: str | None = None
 
@@ -140,17 +147,22 @@ class Recorder:
         progress: ProgressView,
         max_nonfinite: int,
         dump_dir: pathlib.Path,
+        goodput: Goodput | None = None,
+        work: Work | None = None,
     ):
         self._start, self._total = start, total
         self._writers, self._conflicts = writers, conflicts
         self._events, self._progress = events, progress
         self._max_nonfinite, self._dump_dir = max_nonfinite, dump_dir
+        self._goodput, self._work = goodput or Goodput(), work or Work()
         self._begin = self._after_first = time.perf_counter()
         self._compile_seconds = 0.0
         self._times: collections.deque[tuple[float, float]] = collections.deque(
             maxlen=_WINDOW + 1
         )
-        self._wait = self._samples = self._skipped = self._streak = 0
+        self._wait = self._samples = self._skipped = self._streak = self._rows = 0
+        self._sums: collections.Counter[str] = collections.Counter()
+        self._summed = 0
         self._losses: list[float] = []
         self._health: dict[str, float] = {}
         self._collapsed_before = self._collapse_told = self._fallback = False
@@ -160,6 +172,7 @@ class Recorder:
         """Notes a step as under way; the one before it must be settled."""
         self._pending = step
         self._samples += step.rows
+        self._rows = step.rows
         now = time.perf_counter()
         if self._times:
             self._wait += step.wait
@@ -169,6 +182,7 @@ class Recorder:
             self._events.write(
                 "first_step", step=step.step, seconds=round(self._compile_seconds, 3)
             )
+            self._progress.note(f"first step compiled in {self._compile_seconds:.1f} s")
         self._times.append((now, self._wait))
 
     def settle(self) -> None:
@@ -184,6 +198,8 @@ class Recorder:
         if metrics["finite"]:
             self._streak = 0
             self._losses = [*self._losses[:1], metrics["loss"]]
+            self._sums.update(metrics)
+            self._summed += 1
         if done.health is not None:
             self._health = _fetched(done.health)
             self._write_row(done, metrics)
@@ -191,19 +207,25 @@ class Recorder:
         if done.cosines is not None and (row := conflict.row(done.cosines, done.ids)):
             self._conflicts.write(done.step, row)
         self._watch_audit(done.step, metrics)
-        rate, wait = self._speed()
         self._progress.update(
             Reading(
                 step=done.step,
                 total=self._total,
                 loss=metrics["loss"],
-                steps_per_second=rate,
-                data_wait=wait,
+                speed=self._speed(),
+                goodput=self._goodput.shares["step"],
                 logged=done.health is not None,
             )
         )
         if not metrics["finite"]:
             self._skip(done, metrics)
+
+    def averages(self) -> dict[str, float]:
+        """Means of the metrics over the finite steps since the last call."""
+        means = {n: total / self._summed for n, total in self._sums.items()}
+        self._sums.clear()
+        self._summed = 0
+        return means
 
     def summary(self, step: int, *, interrupted: str | None = None) -> TrainSummary:
         after = time.perf_counter() - self._after_first
@@ -218,26 +240,24 @@ class Recorder:
             first_loss=self._losses[0] if self._losses else None,
             last_loss=self._losses[-1] if self._losses else None,
             skipped=self._skipped,
+            speed=self._speed().metrics(),
+            goodput=self._goodput.shares,
             health=self._health,
             interrupted=interrupted,
         )
 
-    def _speed(self) -> tuple[float, float]:
-        if len(self._times) < 2:
-            return 0.0, 0.0
-        (first, waited), (last, total) = self._times[0], self._times[-1]
-        span = max(last - first, 1e-9)
-        return (len(self._times) - 1) / span, min((total - waited) / span, 1.0)
+    def _speed(self) -> Speed:
+        rate = wait = 0.0
+        if len(self._times) > 1:
+            (first, waited), (last, total) = self._times[0], self._times[-1]
+            span = max(last - first, 1e-9)
+            rate = (len(self._times) - 1) / span
+            wait = min((total - waited) / span, 1.0)
+        return Speed(rate, self._rows, wait, self._work)
 
     def _write_row(self, done: Dispatched, metrics: dict[str, float]) -> None:
-        rate, wait = self._speed()
-        row = {
-            **metrics,
-            **self._health,
-            "steps_per_second": rate,
-            "samples_per_second": rate * done.rows,
-            "data_wait": wait,
-        }
+        shares = {f"goodput/{n}": x for n, x in self._goodput.shares.items()}
+        row = {**metrics, **self._health, **self._speed().metrics(), **shares}
         self._writers.write(done.step, row)
 
     def _watch_collapse(self, step: int) -> None:

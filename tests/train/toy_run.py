@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from mmssl import trees
-from mmssl.train import loop, metrics, recorder
+from mmssl.train import goodput, loop, metrics, recorder
 from mmssl.train.checkpoint import Checkpointer
 from mmssl.train.state import TrainState
 from mmssl.train.step import StepOutput
@@ -131,6 +131,7 @@ def run(
     steps: int,
     every: int = 1000,
     keep: int = 3,
+    best: Any = None,
     pipeline: Pipeline | None = None,
     step_fn: Any = STEP,
     progress: Any = None,
@@ -143,8 +144,15 @@ def run(
     conflicts = metrics.JsonlWriter(workdir / "conflict.jsonl")
     events = metrics.EventLog(workdir / "events.jsonl")
     progress = progress or Quiet()
+    clock = goodput.Goodput(
+        goodput.read_past(workdir / "metrics.jsonl", workdir / "events.jsonl")
+    )
     checkpointer = Checkpointer(
-        workdir / "checkpoints", every=every, keep=keep, fingerprint=fingerprint
+        workdir / "checkpoints",
+        every=every,
+        keep=keep,
+        best=best,
+        fingerprint=fingerprint,
     )
     try:
         with checkpointer:
@@ -155,6 +163,7 @@ def run(
                 "conflicts": conflicts,
                 "events": events,
                 "progress": progress,
+                "goodput": clock,
             }
             state = loop.resume(like, pipeline, **shared)
             state, summary = loop.train(

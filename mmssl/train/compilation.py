@@ -1,0 +1,80 @@
+"""Compiling the train step: kept between runs, and done once in each."""
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from mmssl import trees
+from mmssl.errors import UserError
+
+
+def keep_compiled() -> str | None:
+    """Lets JAX keep compiled programs in a folder, so that a restart compiles nothing.
+
+    The folder is `mmssl/compiled` in the user's cache folder. JAX's own variables come
+    first: JAX_COMPILATION_CACHE_DIR names another one, and with
+    JAX_ENABLE_COMPILATION_CACHE=false nothing is kept. Programs that took less than a
+    second are not.
+
+    Returns:
+      The folder, or None where nothing is kept.
+    """
+    if not jax.config.jax_enable_compilation_cache:
+        return None
+    if not jax.config.jax_compilation_cache_dir:
+        caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        folder = pathlib.Path(caches) / "mmssl" / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    return jax.config.jax_compilation_cache_dir
+
+
+class CompiledOnce:
+    """A jitted step that is compiled at its first call and never again.
+
+    A jitted function compiles anew, without a word, for every new shape. Here the
+    executable itself is called, which takes nothing but what it was compiled for.
+
+    Args:
+      step: jitted; (state, batch) -> (state, output).
+    """
+
+    def __init__(self, step: Any):
+        self._step = step
+        self._compiled: Any = None
+        self._first: Mapping[str, str] = {}
+
+    def __call__(self, state: Any, raw: Any, /) -> tuple[Any, Any]:
+        """Raises UserError where an argument is not what the first call's was."""
+        if self._compiled is None:
+            self._first = _described(state, raw)
+            self._compiled = self._step.lower(state, raw).compile()
+        try:
+            return self._compiled(state, raw)
+        except (TypeError, ValueError) as error:
+            now = _described(state, raw)
+            names = dict.fromkeys([*self._first, *now])
+            changed = [
+                f"{n}: {self._first.get(n, 'absent')} -> {now.get(n, 'absent')}"
+                for n in names
+                if self._first.get(n) != now.get(n)
+            ]
+            if not changed:
+                raise
+            raise UserError(
+                "the train step would have to be compiled again: its arguments are not "
+                "what they were at the first step:\n  "
+                + "\n  ".join(changed[:12])
+                + ("\n  ..." if len(changed) > 12 else "")
+                + "\nBatches must all have one shape: look at what the data gave here"
+            ) from error
+
+
+def _described(state: Any, raw: Any) -> dict[str, str]:
+    leaves = trees.named_leaves({"state": state, "batch": raw})
+    return {
+        name: f"{x.dtype}{list(x.shape)} on {getattr(x, 'sharding', 'the host')}"
+        for name, x in leaves.items()
+    }
