@@ -10,14 +10,14 @@ def base() -> Any:
 
     data -> data.views.View, model -> models.build_model (the data's geometry is added),
     objectives.NAME -> objectives.OBJECTIVES[kind], harmonizer ->
-    gradients.Harmonizer, optim -> optim.factory.make_optimizer,
+    gradients.Harmonizer, optim -> optim.factory.make_optimizer, ema -> optim.ema.Average,
     data.limits -> data.faults.Limits.
     """
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.steps = 1000
     config.batch = 64
-    config.mesh = {"data": -1}
+    config.mesh = {"data": -1}  # replica, data, fsdp, tensor: see docs/sharding.md
     config.data = {
         "path": "",  # a dataset's folder, or [{"path": ..., "weight": ...}, ...]
         "split": "train",
@@ -35,7 +35,9 @@ def base() -> Any:
     config.objectives = {}
     config.harmonizer = {"weighting": "sum"}
     config.optim = {}
-    config.checkpoint = {"every": 1000, "keep": 3}
+    config.ema = {}  # {"decay": 0.9999}: also average the parameters over steps
+    config.init_from = {}  # {"path": a workdir or an export}: see mmssl.init_from.plan
+    config.checkpoint = {"every": 1000, "keep": 3, "keep_every": 0, "best": {}}
     config.evals = {
         "split": "test",
         "train_split": "train",
@@ -43,7 +45,14 @@ def base() -> Any:
         "windows": 1,
         "knn_k": 20,
     }
-    config.log = {"every": 50, "tensorboard": True, "max_nonfinite": 10}
+    config.log = {
+        "every": 50,
+        "tensorboard": True,
+        "wandb": {},  # {"project": ...}: train.trackers.Wandb
+        "mlflow": {},  # {"experiment": ...}: train.trackers.Mlflow
+        "profile": [],  # [first, last]: trace these steps
+        "max_nonfinite": 10,
+    }
     return config
 
 
@@ -122,5 +131,5 @@ def vatt(**model: Any) -> Any:
     }
     config.objectives = {"vatt": vatt_objective()}
     config.optim = vatt_optim()
-    config.checkpoint = {"every": 10_000, "keep": 50}
+    config.checkpoint.update(every=10_000, keep=3, keep_every=100_000)
     return config

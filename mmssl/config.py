@@ -24,11 +24,16 @@ KEYS = (
     "objectives",
     "harmonizer",
     "optim",
+    "ema",
+    "init_from",
     "checkpoint",
     "evals",
     "log",
 )
 """The top level of every config."""
+
+OPTIONAL = ("ema", "init_from")
+"""Those of `KEYS` that a config may leave out."""
 
 CLOSED = {
     "data": (
@@ -45,7 +50,7 @@ CLOSED = {
         "text",
     ),
     "evals": ("split", "train_split", "batch", "windows", "knn_k"),
-    "log": ("every", "tensorboard", "max_nonfinite"),
+    "log": ("every", "tensorboard", "wandb", "mlflow", "profile", "max_nonfinite"),
 }
 """Keys of the entries that several parts read. The other entries are the keyword
 arguments of one constructor, whose signature is their schema."""
@@ -129,7 +134,7 @@ def check_keys(config: dict[str, Any], *, source: str) -> dict[str, Any]:
                 f"{source}: unknown top-level key {key!r}{nearest(key, KEYS)}; "
                 f"the keys are {', '.join(KEYS)}"
             )
-    missing = [key for key in KEYS if key not in config]
+    missing = [key for key in KEYS if key not in (*config, *OPTIONAL)]
     if missing:
         raise UserError(f"{source}: missing top-level keys {missing}")
     for entry, known in CLOSED.items():
@@ -252,10 +257,10 @@ def choose(table: Mapping[str, T], kind: str | None, where: str) -> T:
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"a": {"b": 1}}` -> `{"a.b": 1}`."""
+    """`{"a": {"b": 1}}` -> `{"a.b": 1}`; an empty entry is as good as none."""
     items: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping):
             items |= flat(value, f"{prefix}{key}.")
         else:
             items[f"{prefix}{key}"] = value

@@ -4,6 +4,7 @@ Every part is built once, when first asked for, so that `mmssl check --no-data` 
 dataset and `mmssl eval` builds no optimizer it does not need.
 """
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -17,7 +18,9 @@ from mmssl import config as config_lib
 from mmssl import gradients, models, objectives
 from mmssl.errors import UserError
 from mmssl.optim import factory
+from mmssl.optim.ema import Average
 from mmssl.parallel import mesh as mesh_lib
+from mmssl.parallel import rules
 from mmssl.train import state as state_lib
 from mmssl.train import step as step_lib
 from mmssl.types import Objective
@@ -189,6 +192,12 @@ class Experiment:
         return config_lib.build(factory.make_optimizer, "optim", **kwargs)
 
     @functools.cached_property
+    def ema(self) -> Average | None:
+        """The running average of the parameters, or None."""
+        entry = self.config.get("ema")
+        return config_lib.build(Average, "ema", **entry) if entry else None
+
+    @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh:
         mesh = mesh_lib.make_mesh(self.config["mesh"])
         mesh_lib.check_batch(self.config["batch"], mesh)
@@ -202,38 +211,64 @@ class Experiment:
             widths=self.model.widths,
             harmonizer=self.harmonizer,
             tx=self.optimizer.tx,
+            ema=self.ema,
+        )
+
+    @functools.cached_property
+    def _shapes(self) -> state_lib.TrainState:
+        return jax.eval_shape(self._initial, jax.random.key(0))
+
+    @functools.cached_property
+    def state_shardings(self) -> state_lib.TrainState:
+        """Like the state: parameters, and what follows them, by `parallel.rules`.
+
+        Raises:
+          UserError: a parameter, or the attention heads, do not divide over the mesh.
+        """
+        for name, heads in self.model.heads.items():
+            rules.check("heads", heads, self.mesh, what=f"the encoder of {name}")
+        whole, shapes = mesh_lib.replicated(self.mesh), self._shapes
+        split = {n: getattr(shapes, n) for n in ("params", "heads", "opt_state", "ema")}
+        return dataclasses.replace(
+            jax.tree.map(lambda _: whole, shapes), **rules.shardings(split, self.mesh)
         )
 
     def init_state(self) -> state_lib.TrainState:
         """The state before the first step: a function of `seed` alone."""
-        init = jax.jit(self._initial, out_shardings=mesh_lib.replicated(self.mesh))
+        init = jax.jit(
+            mesh_lib.ambient(self.mesh, self._initial),
+            out_shardings=self.state_shardings,
+        )
         return init(jax.random.key(self.config["seed"]))
 
     def abstract_state(self) -> state_lib.TrainState:
         """Shapes, dtypes and shardings of the state, without allocating it."""
-        shapes = jax.eval_shape(self._initial, jax.random.key(0))
-        sharding = mesh_lib.replicated(self.mesh)
         return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes
+            lambda x, sharding: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=sharding
+            ),
+            self._shapes,
+            self.state_shardings,
         )
 
     @functools.cached_property
     def step(self) -> Any:
-        """The jitted train step; donates its state."""
-        replicated = mesh_lib.replicated(self.mesh)
+        """The jitted train step, the mesh ambient; donates its state."""
+        step = step_lib.make_step(
+            prepare=self.model.prepare,
+            encode=self.model.encode,
+            record=self.model.record,
+            objectives=self.objectives,
+            harmonizer=self.harmonizer,
+            tx=self.optimizer.tx,
+            schedule=self.optimizer.schedule,
+            ema=self.ema,
+        )
         return jax.jit(
-            step_lib.make_step(
-                prepare=self.model.prepare,
-                encode=self.model.encode,
-                record=self.model.record,
-                objectives=self.objectives,
-                harmonizer=self.harmonizer,
-                tx=self.optimizer.tx,
-                schedule=self.optimizer.schedule,
-            ),
+            mesh_lib.ambient(self.mesh, step),
             donate_argnums=0,
-            in_shardings=(replicated, mesh_lib.batch_sharding(self.mesh)),
-            out_shardings=(replicated, None),
+            in_shardings=(self.state_shardings, mesh_lib.batch_sharding(self.mesh)),
+            out_shardings=(self.state_shardings, None),
         )
 
     def fingerprint(self) -> str:

@@ -5,15 +5,15 @@ import contextlib
 import functools
 import pathlib
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
-from mmssl import check, streams
+from mmssl import check, clips, init_from, outputs, streams
 from mmssl import config as config_lib
 from mmssl import workdir as workdir_lib
-from mmssl.data import device, pipeline, records, sources, views
+from mmssl.data import device, pipeline, sources
 from mmssl.errors import UserError
 from mmssl.evals import embeddings, evaluate, retrieval
 from mmssl.experiment import Experiment
@@ -25,7 +25,11 @@ from mmssl.report import media as report_media
 from mmssl.report import run as report_files
 from mmssl.report import sections
 from mmssl.train import checkpoint, loop, metrics, progress
+from mmssl.train.compilation import CompiledOnce
+from mmssl.train.goodput import Goodput, read_past
+from mmssl.train.profile import Profile
 from mmssl.train.recorder import TrainSummary
+from mmssl.train.speed import Work
 from mmssl.train.state import TrainState
 from mmssl.types import RawBatch
 
@@ -82,7 +86,8 @@ def train(
       UserError: anything wrong with the config, the data or the workdir.
     """
     experiment, folder = Experiment(config), pathlib.Path(workdir)
-    log, saves = config["log"], config["checkpoint"]
+    log, view = config["log"], progress.TrainProgress()
+    goodput = Goodput(read_past(folder / "metrics.jsonl", folder / "events.jsonl"))
     with contextlib.ExitStack() as stack:
         pool = stack.enter_context(streams.open_pool(experiment))
         data = streams.train_pipeline(experiment, pool)
@@ -91,60 +96,70 @@ def train(
         if command:
             described["command"] = command
         abstract = experiment.abstract_state()
-        check.trace(experiment)  # what it finds must not leave a workdir behind
+        # What these find must not leave a workdir behind.
+        check.trace(experiment)
+        checkpointer = stack.enter_context(outputs.checkpointer(experiment, folder))
+        start = _start(config, abstract, checkpointer)
+        events = metrics.EventLog(folder / "events.jsonl")
+        stack.callback(events.close)
+        writers = outputs.writers(config, folder, events, view)
+        stack.callback(writers.close)
+        profile = Profile(folder / "profile", log.get("profile") or ())
+
         folder.mkdir(parents=True, exist_ok=True)
         stack.enter_context(workdir_lib.locked(folder))
         _claim(folder, config, described)
-
-        checkpointer = config_lib.build(
-            checkpoint.Checkpointer,
-            "checkpoint",
-            directory=folder / "checkpoints",
-            fingerprint=experiment.fingerprint(),
-            **saves,
-        )
-        stack.enter_context(checkpointer)
-        writers: list[Any] = [metrics.JsonlWriter(folder / "metrics.jsonl")]
-        if log.get("tensorboard", True):
-            writers.append(metrics.TensorBoardWriter(folder / "tensorboard"))
-        writer = metrics.Writers(writers)
-        stack.callback(writer.close)
         conflicts = metrics.JsonlWriter(folder / "conflict.jsonl")
         stack.callback(conflicts.close)
-        events = metrics.EventLog(folder / "events.jsonl")
-        stack.callback(events.close)
-        view = progress.TrainProgress()
-
         state = loop.resume(
             abstract,
             data,
             checkpointer=checkpointer,
-            writers=writer,
+            writers=writers,
             conflicts=conflicts,
             events=events,
             progress=view,
+            goodput=goodput,
         )
         if state is None:
             state = experiment.init_state()
+            if start is not None:
+                state = start.apply(state)
+                events.write("init_from", step=0, message="\n".join(start.lines()))
+                view.note("\n".join(start.lines()))
         batches = device.to_device(data, mesh_lib.batch_sharding(experiment.mesh))
         stack.callback(batches.close)
         _, summary = loop.train(
             state,
-            step,
+            CompiledOnce(step),
             batches,
             steps=config["steps"],
             checkpointer=checkpointer,
-            writers=writer,
+            writers=writers,
             conflicts=conflicts,
             events=events,
             progress=view,
             dump_dir=folder / "nonfinite",
             log_every=log.get("every", 50),
             max_nonfinite=log.get("max_nonfinite", 10),
+            goodput=goodput,
+            work=Work(tokens=check.tokens(experiment)),
+            profile=profile,
         )
         _record(folder, described, data)
         view.console.print(progress.closing_table(summary, faults=data.faults))
     return summary
+
+
+def _start(
+    config: Mapping[str, Any], abstract: TrainState, saved: checkpoint.Checkpointer
+) -> init_from.Plan | None:
+    """What a fresh run takes over; None for a run that resumes, or starts afresh."""
+    if not config.get("init_from") or saved.latest() is not None:
+        return None
+    return config_lib.build(
+        init_from.plan, "init_from", like=abstract, **config["init_from"]
+    )
 
 
 def _record(
@@ -169,16 +184,24 @@ def open_run(workdir: str) -> Experiment:
       UserError: no run there.
     """
     remedy = f"train a run with `mmssl train --config C --workdir {workdir}`"
-    return Experiment(
-        workdir_lib.read(pathlib.Path(workdir), workdir_lib.CONFIG, remedy=remedy)
-    )
+    config = workdir_lib.read(pathlib.Path(workdir), workdir_lib.CONFIG, remedy=remedy)
+    # A pod's run is evaluated and exported on whatever is at hand.
+    if not mesh_lib.fits(config["mesh"], jax.device_count()):
+        config["mesh"] = {"data": -1}
+    return Experiment(config)
 
 
-def restore(experiment: Experiment, workdir: str) -> TrainState:
-    """The newest undamaged checkpoint's state.
+def restore(experiment: Experiment, workdir: str, *, ema: bool = False) -> TrainState:
+    """The newest undamaged checkpoint's state, on the experiment's mesh.
+
+    Args:
+      experiment: of the run.
+      workdir: its folder.
+      ema: with the running average in place of the parameters.
 
     Raises:
-      UserError: there is none, or the tokenizer is not the run's.
+      UserError: there is none, or the tokenizer is not the run's; a run without an
+        average was asked for it.
     """
     folder = pathlib.Path(workdir)
     described = workdir_lib.read(
@@ -189,13 +212,12 @@ def restore(experiment: Experiment, workdir: str) -> TrainState:
         restored = checkpointer.restore(experiment.abstract_state())
     for warning in restored.warnings:
         print(f"warning: {warning}; using step {restored.step}", file=sys.stderr)
-    return restored.state
+    return restored.state.averaged() if ema else restored.state
 
 
 def make_embed(experiment: Experiment) -> Any:
     """Jitted (state, raw) -> (pooled features, embeddings by space and modality)."""
 
-    @jax.jit
     def embed(state: TrainState, raw: RawBatch) -> tuple[Any, Any]:
         batch = experiment.model.prepare(raw)
         pooled = experiment.model.encode(state.params, batch).pooled
@@ -207,11 +229,16 @@ def make_embed(experiment: Experiment) -> Any:
         return pooled, spaces
 
     sharding = mesh_lib.batch_sharding(experiment.mesh)
-    return lambda state, raw: jax.device_get(embed(state, device.put(raw, sharding)))
+    jitted = jax.jit(mesh_lib.ambient(experiment.mesh, embed))
+    return lambda state, raw: jax.device_get(jitted(state, device.put(raw, sharding)))
 
 
 def evaluate_run(
-    workdir: str, *, data: str | None = None, split: str | None = None
+    workdir: str,
+    *,
+    data: str | None = None,
+    split: str | None = None,
+    ema: bool = False,
 ) -> dict[str, Any]:
     """Evaluates the newest checkpoint beside its random initialisation and chance.
 
@@ -219,17 +246,18 @@ def evaluate_run(
       workdir: a trained run.
       data: another dataset than the run's (first) own.
       split: that judges; None = the config's evals.split.
+      ema: the running average of the parameters.
 
     Returns:
       What W/eval.json then holds: see `evals.evaluate`, with `step`, `data`, `split`,
-      ranked `examples` and the `rows` of the split they stand in.
+      `ema`, ranked `examples` and the `rows` of the split they stand in.
     """
     experiment = open_run(workdir)
     evals = experiment.config["evals"]
     path = data or experiment.datasets[0][0]
     judge: str = split or evals.get("split", "test")
     learn: str = evals.get("train_split", "train")
-    trained = restore(experiment, workdir)
+    trained = restore(experiment, workdir, ema=ema)
     states = {"trained": trained, "random": experiment.init_state()}
     embed = make_embed(experiment)
     fns = {name: functools.partial(embed, state) for name, state in states.items()}
@@ -253,6 +281,7 @@ def evaluate_run(
         "step": int(trained.step),
         "data": path,
         "split": judge,
+        "ema": ema,
         "examples": examples,
         "rows": {id: row for row, id in enumerate(ids) if id in shown},
     }
@@ -260,10 +289,12 @@ def evaluate_run(
     return result
 
 
-def export_run(workdir: str, out: str, *, overwrite: bool = False) -> dict[str, Any]:
-    """Exports the newest checkpoint; returns the manifest."""
+def export_run(
+    workdir: str, out: str, *, overwrite: bool = False, ema: bool = False
+) -> dict[str, Any]:
+    """Exports the newest checkpoint, or its average; returns the manifest."""
     experiment, folder = open_run(workdir), pathlib.Path(workdir)
-    state = restore(experiment, workdir)
+    state = restore(experiment, workdir, ema=ema)
     config = experiment.config
     info: dict[str, Any] = {
         "name": folder.name,
@@ -280,7 +311,10 @@ def export_run(workdir: str, out: str, *, overwrite: bool = False) -> dict[str, 
     info["hardware"] = info.get("data", {}).get("hardware", streams.hardware())
     return safetensors_export.export(
         params=state.params,
-        heads={n: (state.heads[n], state.extras[n]) for n in experiment.objectives},
+        heads={
+            name: (objective.projections(state.heads[name]), state.extras[name])
+            for name, objective in experiment.objectives.items()
+        },
         model_kwargs=experiment.model_kwargs(),
         heads_kwargs={n: experiment.heads_kwargs(n) for n in experiment.objectives},
         data_kwargs=experiment.view_kwargs,
@@ -289,10 +323,6 @@ def export_run(workdir: str, out: str, *, overwrite: bool = False) -> dict[str, 
         out=out,
         overwrite=overwrite,
     )
-
-
-SEARCHED = 5000
-"""Training rows that a report reads to find the clips it would like to show."""
 
 
 def report_run(workdir: str, *, samples: int = 6) -> pathlib.Path:
@@ -308,17 +338,21 @@ def report_run(workdir: str, *, samples: int = 6) -> pathlib.Path:
         return report_build.write_report(workdir)
     with streams.open_pool(experiment) as pool:
         view = streams.make_view(experiment, pool, train=False)
-        trained = {r.id: _sample(r, view) for r in _training_rows(experiment, wanted)}
+        trained = {
+            r.id: clips.sample(r, view) for r in clips.training_rows(experiment, wanted)
+        }
         if not evaluated:
             return report_build.write_report(workdir, clips=trained)
         remedy = f"run `mmssl eval --workdir {workdir}` again"
         result = workdir_lib.read(folder, workdir_lib.EVAL, remedy=remedy)
         examples = result["examples"]
         source = sources.open_dataset(result["data"], result["split"])
-        clips = [_sample(source[i], view) for i in range(min(samples, len(source)))]
-        shown = {clip["id"]: clip for clip in clips}
+        first = [
+            clips.sample(source[i], view) for i in range(min(samples, len(source)))
+        ]
+        shown = {clip["id"]: clip for clip in first}
         for id, row in result["rows"].items():
-            shown.setdefault(id, _sample(source[row], view))
+            shown.setdefault(id, clips.sample(source[row], view))
     queries: list[report_media.Query] = [
         {
             "direction": e["direction"],
@@ -332,40 +366,5 @@ def report_run(workdir: str, *, samples: int = 6) -> pathlib.Path:
         for e in examples
     ]
     return report_build.write_report(
-        workdir, samples=clips, retrieval=queries, clips=trained
+        workdir, samples=first, retrieval=queries, clips=trained
     )
-
-
-def _training_rows(
-    experiment: Experiment, ids: Collection[str]
-) -> Iterator[records.Record]:
-    """Records of these ids among the first `SEARCHED` of each dataset."""
-    left = set(ids)
-    split = experiment.config["data"].get("split", "train")
-    for path, _ in experiment.datasets if left else ():
-        try:
-            source = sources.open_dataset(path, split)
-        except UserError:
-            continue  # the dataset has gone; the run's files are still worth a page
-        for i in range(min(len(source), SEARCHED)):
-            record = source[i]
-            if record.id in left:
-                left.discard(record.id)
-                yield record
-            if not left:
-                return
-
-
-def _sample(record: records.Record, view: views.View) -> report_media.Sample:
-    """A clip as the model sees it in evaluation."""
-    example = view(record)
-    present = example["present"]
-    return {
-        "id": record.id,
-        "frames": example["video"] if present.get("video") else None,
-        "audio": example["audio"] if present.get("audio") else None,
-        "rate": view.audio.rate if view.audio else 0,
-        "text": [str(t) for t in example["info"]["texts"]],
-        "labels": {k: v for k, v in record.labels.items() if v},
-        "swapped": str(record.meta.get("swapped", "")),
-    }

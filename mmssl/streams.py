@@ -55,7 +55,7 @@ def train_pipeline(experiment: Experiment, pool: DecodePool) -> pipeline.Pipelin
         seed=experiment.config["seed"],
         train=True,
         threads=data.get("threads"),
-        shard=(jax.process_index(), jax.process_count()),
+        shard=mesh_lib.process_rows(experiment.mesh),
         max_fault_fraction=data.get("max_fault_fraction", 0.1),
     )
 

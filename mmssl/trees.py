@@ -37,21 +37,24 @@ def match(tree: Any, table: Sequence[tuple[str, T]], *, what: str) -> Any:
     Raises:
       ValueError: a leaf matches no pattern, or a pattern matches no leaf first.
     """
-    used = [False] * len(table)
-
-    def value(path: Any, _: Any) -> T:
-        name = path_name(path)
-        for i, (pattern, entry) in enumerate(table):
-            if re.fullmatch(pattern, name):
-                used[i] = True
-                return entry
-        raise ValueError(f"{what}: no pattern matches {name!r}; add one to the table")
-
-    result = jax.tree_util.tree_map_with_path(value, tree)
-    unused = [pattern for (pattern, _), hit in zip(table, used, strict=True) if not hit]
+    rows = map_named(lambda name, _: first_match(name, table, what=what), tree)
+    used = set(jax.tree.leaves(rows))
+    unused = [pattern for i, (pattern, _) in enumerate(table) if i not in used]
     if unused:
         raise ValueError(f"{what}: patterns that match nothing (first): {unused}")
-    return result
+    return jax.tree.map(lambda i: table[i][1], rows)
+
+
+def first_match(name: str, table: Sequence[tuple[str, Any]], *, what: str) -> int:
+    """The row of the first pattern that matches the whole name.
+
+    Raises:
+      ValueError: there is none.
+    """
+    for i, (pattern, _) in enumerate(table):
+        if re.fullmatch(pattern, name):
+            return i
+    raise ValueError(f"{what}: no pattern matches {name!r}; add one to the table")
 
 
 def size(tree: Any) -> int:

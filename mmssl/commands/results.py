@@ -40,6 +40,7 @@ def _add_eval(subparsers: Any) -> None:
     parser.add_argument(
         "--split", metavar="S", help="default: the config's evals.split"
     )
+    _add_ema(parser)
 
 
 def _add_export(subparsers: Any) -> None:
@@ -61,6 +62,7 @@ def _add_export(subparsers: Any) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace an export that is there"
     )
+    _add_ema(parser)
 
 
 def _add_report(subparsers: Any) -> None:
@@ -80,13 +82,24 @@ def _add_workdir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", metavar="W", required=True, help="a trained run")
 
 
+def _add_ema(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--ema",
+        action="store_true",
+        help="the running average of the parameters, of a run that keeps one",
+    )
+
+
 def evaluate(arguments: argparse.Namespace) -> None:
     from mmssl import runs
     from mmssl.evals import evaluate as room
     from mmssl.workdir import EVAL
 
     result = runs.evaluate_run(
-        arguments.workdir, data=arguments.data, split=arguments.split
+        arguments.workdir,
+        data=arguments.data,
+        split=arguments.split,
+        ema=arguments.ema,
     )
     print(_evaluated(room.table_rows(result)))
     print(
@@ -134,7 +147,10 @@ def export(arguments: argparse.Namespace) -> None:
     from mmssl import runs
 
     manifest = runs.export_run(
-        arguments.workdir, arguments.out, overwrite=arguments.overwrite
+        arguments.workdir,
+        arguments.out,
+        overwrite=arguments.overwrite,
+        ema=arguments.ema,
     )
     rows = [(name, facts["bytes"]) for name, facts in manifest["files"].items()]
     print(commands.table(rows, header=(arguments.out, "bytes")))

@@ -136,8 +136,9 @@ def gram_of(per_loss: Mapping[int, Params], losses: int) -> Float[Array, "g k k"
         pairs = zip(
             jax.tree.leaves(per_loss[k]), jax.tree.leaves(per_loss[l]), strict=True
         )
-        # Multiply and sum: a dot with two tiny axes is far slower on CPU.
-        return jnp.asarray(sum((a * b).reshape(len(a), -1).sum(-1) for a, b in pairs))
+        # Multiply and sum: a dot with two tiny axes is far slower on CPU, and to
+        # flatten first would gather what is split along its last axis.
+        return jnp.asarray(sum((a * b).sum(tuple(range(1, a.ndim))) for a, b in pairs))
 
     return _symmetric(losses, product)
 

@@ -22,7 +22,9 @@ class Vatt(nn.Module):
     post_width: int
     word_width: int
     frozen_words: bool
+    attention: str
     dropout: float
+    attention_dropout: float
     dtype: jnp.dtype
     scan: bool
     remat: str
@@ -75,7 +77,9 @@ class Vatt(nn.Module):
             mlp=size["mlp"],
             heads=size["heads"],
             form="t5" if t5 else "vit",
+            attention=self.attention,
             dropout=self.dropout,
+            attention_dropout=self.attention_dropout,
             dtype=self.dtype,
             scan=self.scan,
             remat=self.remat,

@@ -26,11 +26,46 @@ REMAT: dict[str, Any] = {
 """What a rematerialised block keeps: nothing; every product; weight products only."""
 
 
+ATTENTION = ("xla", "cudnn")
+"""`xla`: products and a softmax that XLA compiles for any platform. `cudnn`: cuDNN's
+fused kernels, which never hold the [t, t] weights; NVIDIA GPUs, bfloat16."""
+
+
+def fused_attention(
+    query: Float[Array, "b t h c"],
+    key: Float[Array, "b t h c"],
+    value: Float[Array, "b t h c"],
+    valid: Bool[Array, "b t"],
+    *,
+    implementation: str,
+) -> Float[Array, "b t h c"]:
+    """`jax.nn.dot_product_attention`, logits not scaled.
+
+    Padding goes in as lengths, so it must come last; with a mask cuDNN would take even
+    numbers of tokens only.
+    """
+    lengths = valid.sum(-1, dtype=jnp.int32)
+    return jax.nn.dot_product_attention(
+        query,
+        key,
+        value,
+        scale=1.0,
+        key_value_seq_lengths=lengths,
+        implementation=implementation,  # pyright: ignore[reportArgumentType]
+    )
+
+
 class Attention(nn.Module):
-    """Multi-head self-attention, softmax in float32: [b, t, d] -> [b, t, d]."""
+    """Multi-head self-attention, softmax in float32: [b, t, d] -> [b, t, d].
+
+    Attributes:
+      kind: a name in `ATTENTION`; the t5 form's learnt bias takes "xla" always.
+      dropout: rate on the attention weights; 0 for a fused kind.
+    """
 
     heads: int
     form: str
+    kind: str
     dropout: float
     dtype: jnp.dtype
 
@@ -38,6 +73,7 @@ class Attention(nn.Module):
     def __call__(
         self,
         x: Float[Array, "b t d"],
+        valid: Bool[Array, "b t"],
         bias: Float[Array, "b h|1 t|1 t"],
         keys: Key[Array, "b"] | None,
     ) -> Float[Array, "b t d"]:
@@ -58,14 +94,17 @@ class Attention(nn.Module):
         query, key, value = split("query", query_init), split("key"), split("value")
         if not t5:
             query = query * jnp.asarray(d_kv**-0.5, self.dtype)
-        logits = jnp.einsum(
-            "bqhc,bkhc->bhqk", query, key, preferred_element_type=jnp.float32
-        )
-        weights = jax.nn.softmax(logits + bias, axis=-1).astype(self.dtype)
-        weights = layers.dropout(
-            weights, rate=self.dropout, keys=keys, site="attention_weights"
-        )
-        mixed = jnp.einsum("bhqk,bkhc->bqhc", weights, value)
+        if self.kind == "xla" or t5:
+            logits = jnp.einsum(
+                "bqhc,bkhc->bhqk", query, key, preferred_element_type=jnp.float32
+            )
+            weights = jax.nn.softmax(logits + bias, axis=-1).astype(self.dtype)
+            weights = layers.dropout(
+                weights, rate=self.dropout, keys=keys, site="attention_weights"
+            )
+            mixed = jnp.einsum("bhqk,bkhc->bqhc", weights, value)
+        else:
+            mixed = fused_attention(query, key, value, valid, implementation=self.kind)
         return layers.Dense(width, use_bias=not t5, dtype=self.dtype, name="output")(
             mixed.reshape(rows, tokens, width)
         )
@@ -77,7 +116,9 @@ class Block(nn.Module):
     mlp: int
     heads: int
     form: str
+    attention: str
     dropout: float
+    attention_dropout: float
     dtype: jnp.dtype
 
     @nn.compact
@@ -85,11 +126,12 @@ class Block(nn.Module):
         self,
         x: Float[Array, "b t d"],
         layer: int | Int[Array, ""],
+        valid: Bool[Array, "b t"],
         bias: Float[Array, "b h|1 t|1 t"],
         keys: Key[Array, "b"] | None,
     ) -> tuple[Float[Array, "b t d"], None]:
         t5 = self.form == "t5"
-        if keys is not None and self.dropout:
+        if keys is not None and (self.dropout or self.attention_dropout):
             keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, layer)
 
         def drop(value: jax.Array, site: str) -> jax.Array:
@@ -100,10 +142,11 @@ class Block(nn.Module):
         y = Attention(
             heads=self.heads,
             form=self.form,
-            dropout=self.dropout,
+            kind=self.attention,
+            dropout=self.attention_dropout,
             dtype=self.dtype,
             name="attention",
-        )(y, bias, keys)
+        )(y, valid, bias, keys)
         x = x + drop(y, "attention")
         y = layers.LayerNorm(dtype=self.dtype, name="mlp_norm")(x)
         y = layers.Dense(self.mlp, use_bias=not t5, dtype=self.dtype, name="mlp_in")(y)
@@ -123,6 +166,9 @@ class Encoder(nn.Module):
 
     Attributes:
       form: "vit" or "t5", see the module's text.
+      attention: a name in ATTENTION.
+      dropout: rate of all sites but the attention weights.
+      attention_dropout: rate on those.
       scan: compile one layer and loop over it.
       remat: a name in REMAT.
     """
@@ -131,7 +177,9 @@ class Encoder(nn.Module):
     mlp: int
     heads: int
     form: str
+    attention: str
     dropout: float
+    attention_dropout: float
     dtype: jnp.dtype
     scan: bool
     remat: str
@@ -157,7 +205,9 @@ class Encoder(nn.Module):
             "mlp": self.mlp,
             "heads": self.heads,
             "form": self.form,
+            "attention": self.attention,
             "dropout": self.dropout,
+            "attention_dropout": self.attention_dropout,
             "dtype": self.dtype,
         }
         if self.scan:
@@ -165,15 +215,15 @@ class Encoder(nn.Module):
                 block,
                 variable_axes={"params": 0, "inputs": 0, "taps": 0},
                 split_rngs={"params": True},
-                in_axes=(0, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
+                in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
                 length=self.depth,
             )
             x, _ = scanned(**fields, name="layers")(
-                x, jnp.arange(self.depth), bias, keys
+                x, jnp.arange(self.depth), valid, bias, keys
             )
         else:
             for i in range(self.depth):
-                x, _ = block(**fields, name=f"layer_{i:02d}")(x, i, bias, keys)
+                x, _ = block(**fields, name=f"layer_{i:02d}")(x, i, valid, bias, keys)
         norm = layers.RMSNorm if self.form == "t5" else layers.LayerNorm
         x = norm(dtype=self.dtype, name="norm")(x)
         return layers.dropout(x, rate=self.dropout, keys=keys, site="encoder_output")

@@ -5,6 +5,7 @@ parameterised operation. Parameters are float32; compute happens in each leaf's
 `dtype`; statistics of norms are float32.
 """
 
+import functools
 import math
 import zlib
 from collections.abc import Callable
@@ -14,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, Key
+
+from mmssl.parallel import rules
 
 glorot = nn.initializers.glorot_uniform()
 """Keras' default for Dense kernels, hence the official code's."""
@@ -56,6 +59,54 @@ def _last(vector: jax.Array, like: jax.Array) -> jax.Array:
     return vector.reshape((1,) * (like.ndim - 1) + vector.shape)
 
 
+def _in_use(path: str, name: str, x: jax.Array) -> jax.Array:
+    """A parameter as the leaf at `path` reads it; by itself (no path) as it is."""
+    return rules.in_use(f"{path}/{name}", x) if path else x
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _affine(
+    x: Float[Array, "... c"],
+    kernel: Float[Array, "c d"],
+    bias: Float[Array, "d"] | None,
+    path: str,
+) -> Float[Array, "... d"]:
+    """x kernel + bias in x's dtype; gradients of the parameters in float32.
+
+    The derivative that JAX would take sums over rows, and over devices, in x's dtype.
+    """
+    return _affine_forward(x, kernel, bias, path)[0]
+
+
+def _affine_forward(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, path: str
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array | None]]:
+    # Cast first: half the bytes to gather. Kept for the backward as it was gathered;
+    # under remat it is gathered again.
+    whole = _in_use(path, "kernel", kernel.astype(x.dtype))
+    y = jnp.dot(x, whole)
+    if bias is not None:
+        y = y + _last(bias.astype(x.dtype), y)
+    return y, (x, whole, bias)
+
+
+def _affine_backward(
+    path: str, kept: tuple[jax.Array, jax.Array, jax.Array | None], dy: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    del path
+    x, kernel, bias = kept
+    rows = tuple(range(x.ndim - 1))
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    dkernel = jax.lax.dot_general(
+        x, dy, ((rows, rows), ((), ())), preferred_element_type=wide
+    )
+    dbias = None if bias is None else dy.sum(rows, dtype=wide)
+    return jnp.dot(dy, kernel.T), dkernel, dbias
+
+
+_affine.defvjp(_affine_forward, _affine_backward)
+
+
 class Dense(nn.Module):
     """[..., c] -> [..., features]; kernel [c, features] glorot uniform, bias zeros."""
 
@@ -67,11 +118,10 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        y = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
-        if not self.use_bias:
-            return y
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return y + _last(bias.astype(self.dtype), y)
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return _affine(x.astype(self.dtype), kernel, bias, "/".join(self.path))
 
 
 class LayerNorm(nn.Module):
@@ -124,6 +174,7 @@ class Embed(nn.Module):
         )
         if self.frozen:
             table = jax.lax.stop_gradient(table)
+        table = _in_use("/".join(self.path), "embedding", table)
         return jnp.take(table, ids, axis=0, mode="clip").astype(self.dtype)
 
 

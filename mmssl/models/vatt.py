@@ -8,6 +8,7 @@ the specific one.
 import dataclasses
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -40,6 +41,11 @@ class Model:
     keep: Mapping[str, int]
     drop_per_sample: bool
     module: backbones.Vatt
+
+    @property
+    def heads(self) -> dict[str, int]:
+        """Per modality, the attention heads of its encoder."""
+        return {name: size["heads"] for name, size in self.module.sizes.items()}
 
     def init(self, key: Key[Array, ""]) -> types.Params:
         """Float32 parameters, the same numbers with and without scan."""
@@ -169,6 +175,8 @@ def build_model(
     drop_token: float | Mapping[str, float] = 0.5,
     drop_per_sample: bool = False,
     dropout: float = 0.1,
+    attention: str = "xla",
+    attention_dropout: float | None = None,
     pooled_width: int | None = None,
     word_width: int | None = None,
     frozen_words: bool = False,
@@ -191,6 +199,10 @@ def build_model(
         by modality. Text is never dropped.
       drop_per_sample: DropToken chooses per sample; False = once per call (official).
       dropout: rate of all dropout sites.
+      attention: a name in `encoder.ATTENTION`. Where the platform lacks it, "xla" takes
+        its place, and a line on stderr says so.
+      attention_dropout: rate on the attention weights; None = `dropout`. A fused
+        attention has none: 0.
       pooled_width: width of the shared backbone's post-projections (official: 1024,
         the width of Medium); None = the encoder's width.
       word_width: columns of the word table (official: 300); None = encoder's width.
@@ -208,6 +220,9 @@ def build_model(
     _choice("model.dtype", dtype, ("float32", "bfloat16"))
     _choice("model.remat", remat, encoder.REMAT)
     _share("model.dropout", dropout)
+    if attention_dropout is None:
+        attention_dropout = dropout
+    _share("model.attention_dropout", attention_dropout)
     tokenizers = _tokenizers(video=video, audio=audio, text=text)
     names = tuple(tokenizers)
     specs = {name: tokenizer.spec for name, tokenizer in tokenizers.items()}
@@ -231,7 +246,9 @@ def build_model(
         post_width=pooled_width or 0,
         word_width=word_width or 0,
         frozen_words=frozen_words,
+        attention=_attention(attention, dtype, attention_dropout, sizes),
         dropout=dropout,
+        attention_dropout=attention_dropout,
         dtype=jnp.dtype(dtype),
         scan=scan,
         remat=remat,
@@ -252,6 +269,44 @@ def _choice(what: str, value: str, options: Any) -> None:
             f"{what}: unknown {value!r}{errors.nearest(str(value), options)} "
             f"(known: {', '.join(options)})"
         )
+
+
+def _attention(
+    kind: str, dtype: str, dropout: float, sizes: Mapping[str, Mapping[str, int]]
+) -> str:
+    """The attention to use: `kind`, or "xla" where this platform lacks it."""
+    _choice("model.attention", kind, encoder.ATTENTION)
+    if kind == "xla":
+        return kind
+    if dropout:
+        raise errors.UserError(
+            f"model.attention {kind!r} drops no attention weights, found a rate of "
+            f"{dropout}: set model.attention_dropout=0"
+        )
+    if dtype != "bfloat16":
+        raise errors.UserError(
+            f"model.attention {kind!r} computes in bfloat16, found model.dtype "
+            f"{dtype!r}: set model.dtype='bfloat16', or take 'xla'"
+        )
+    for name, size in sizes.items():
+        width = size["width"] // size["heads"]
+        if width % 8 or width > 128:
+            raise errors.UserError(
+                f"model.attention {kind!r} takes heads of 8, 16, ... 128 dimensions; "
+                f"those of {name} have {width}: change model.size, or take 'xla'"
+            )
+    if jax.default_backend() != "gpu":
+        _say(
+            f"model.attention {kind!r} needs an NVIDIA GPU; this is "
+            f"{jax.default_backend()}, using 'xla'"
+        )
+        return "xla"
+    return kind
+
+
+@functools.cache
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _share(what: str, rate: float) -> None:

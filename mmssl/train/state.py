@@ -10,7 +10,9 @@ import optax
 from jaxtyping import Array, Int, Key, UInt32
 
 from mmssl import rng
+from mmssl.errors import UserError
 from mmssl.gradients import Harmonizer
+from mmssl.optim.ema import Average
 from mmssl.types import Objective, Params
 
 
@@ -27,6 +29,7 @@ class TrainState:
       harmonizer: the harmonizer's state.
       extras: objective name to objective state (batch statistics, queues).
       key: data of the run's constant base key; steps fold into it.
+      ema: running average of {"params", "heads"}; empty for a run that keeps none.
     """
 
     step: Int[Array, ""]
@@ -36,11 +39,25 @@ class TrainState:
     harmonizer: Any
     extras: dict[str, Any]
     key: UInt32[Array, "..."]
+    ema: Any = dataclasses.field(default_factory=dict)
 
     @property
     def typed_key(self) -> Key[Array, ""]:
         """The base key, typed: raw data is what checkpoints can hold."""
         return jax.random.wrap_key_data(self.key)
+
+    def averaged(self) -> "TrainState":
+        """The same with the running average in place of the parameters.
+
+        Raises:
+          UserError: the run keeps none.
+        """
+        if not self.ema:
+            raise UserError(
+                "this run keeps no average of its parameters: train one with "
+                "--config.ema.decay=0.9999, or leave out --ema"
+            )
+        return dataclasses.replace(self, **self.ema)
 
 
 def init_state(
@@ -51,6 +68,7 @@ def init_state(
     widths: Mapping[str, int],
     harmonizer: Harmonizer,
     tx: optax.GradientTransformation,
+    ema: Average | None = None,
 ) -> TrainState:
     """The state before the first step; jit it with the shardings you want.
 
@@ -61,6 +79,7 @@ def init_state(
       widths: pooled width per modality, for the heads.
       harmonizer: its state is part of the run's.
       tx: the optimizer.
+      ema: keeps a running average of the parameters; None = no such average.
     """
     params = init_params(rng.stream(key, "init/encoder"))
     heads, extras = {}, {}
@@ -76,4 +95,5 @@ def init_state(
         harmonizer=harmonizer.init(),
         extras=extras,
         key=jax.random.key_data(key),
+        ema=ema.init({"params": params, "heads": heads}) if ema else {},
     )

@@ -11,6 +11,8 @@ from jaxtyping import Array, Float
 
 from mmssl import rng, trees
 from mmssl.gradients import Harmonizer, Tower, backward
+from mmssl.optim.ema import Average
+from mmssl.parallel import rules
 from mmssl.train.state import TrainState
 from mmssl.types import (
     Batch,
@@ -57,6 +59,7 @@ def make_step(
     harmonizer: Harmonizer,
     tx: optax.GradientTransformation,
     schedule: optax.Schedule,
+    ema: Average | None = None,
 ) -> StepFn:
     """Builds `step(state, raw) -> (state, output)`; the caller jits it once.
 
@@ -71,6 +74,7 @@ def make_step(
       harmonizer: weights per sample and loss.
       tx: optimizer over {"params", "heads"}.
       schedule: learning rate by step, for the log.
+      ema: the running average of the parameters; as given to `state.init_state`.
     """
     reads_tokens = any(objective.reads_tokens for objective in objectives.values())
 
@@ -114,7 +118,7 @@ def make_step(
             key=rng.stream(key, "harmonizer", state.step),
             present={name: own.present for name, own in batch.modalities.items()},
         )
-        grads = {"params": back.params, "heads": back.heads}
+        grads = rules.at_rest({"params": back.params, "heads": back.heads})
         grad_norm = trees.global_norm(grads)
         finite = jnp.isfinite(back.total) & jnp.isfinite(grad_norm)
 
@@ -122,10 +126,11 @@ def make_step(
         updates, opt_state = tx.update(grads, state.opt_state, old)
         new = optax.apply_updates(old, updates)
         extras = {name: out.state for name, out in back.aux.items()}
-        kept, opt_state, harmonizer_state, extras = trees.select(
+        average = ema.update(state.ema, new, state.step) if ema else state.ema
+        kept, opt_state, harmonizer_state, extras, average = trees.select(
             finite,
-            (new, opt_state, back.state, extras),
-            (old, state.opt_state, state.harmonizer, state.extras),
+            (new, opt_state, back.state, extras, average),
+            (old, state.opt_state, state.harmonizer, state.extras, state.ema),
         )
         metrics = {
             "loss": back.total,
@@ -145,6 +150,7 @@ def make_step(
             opt_state=opt_state,
             harmonizer=harmonizer_state,
             extras=extras,
+            ema=average,
         )
         return state, StepOutput(
             metrics=metrics,
