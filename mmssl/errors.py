@@ -1,4 +1,4 @@
-"""The one exception a user can cause."""
+"""The exceptions that end a command with one message."""
 
 import difflib
 from collections.abc import Iterable
@@ -9,6 +9,10 @@ class UserError(Exception):
 
     Commands print its message without a traceback and exit with code 2.
     """
+
+
+class AgainError(UserError):
+    """A fault of this start: another one may well go further. Exit code 75."""
 
 
 def nearest(word: str, options: Iterable[str]) -> str:

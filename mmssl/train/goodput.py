@@ -27,6 +27,11 @@ class Goodput:
       past: rows of `metrics.jsonl` and `events.jsonl` that former sessions wrote; see
         `read_past`.
       clock: seconds, from anywhere.
+
+    Attributes:
+      first: the first step of this session, once it has begun; 0 before.
+      step: the step under way; whoever takes it sets it.
+      lost_now: seconds of the last session that this one takes again.
     """
 
     def __init__(
@@ -37,13 +42,20 @@ class Goodput:
     ):
         self._past, self._clock = past, clock
         self._seconds = dict.fromkeys(PARTS, 0.0)
-        self._part, self._since = "init", clock()
+        self._now = ("init", clock())
         self.lost_now = 0.0
+        self.first = self.step = 0
+
+    @property
+    def where(self) -> tuple[str, int, float]:
+        """The part, the step under way (0: none yet), seconds in that part."""
+        part, since = self._now
+        return part, self.step, self._clock() - since
 
     @property
     def seconds(self) -> dict[str, float]:
         """Seconds of each part so far."""
-        self._turn(self._part)
+        self._turn(self._now[0])
         return dict(self._seconds)
 
     @property
@@ -53,14 +65,15 @@ class Goodput:
         whole = max(sum(seconds.values()), 1e-9)
         return {part: value / whole for part, value in seconds.items()}
 
-    def begin(self) -> None:
-        """The first batch is next: from here on the default part is "step"."""
+    def begin(self, step: int = 1) -> None:
+        """The batch of this step is next: from here on the default part is "step"."""
+        self.first = step
         self._turn("step")
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
         """The block counts as this part."""
-        former = self._part
+        former = self._now[0]
         self._turn(name)
         try:
             yield
@@ -86,8 +99,9 @@ class Goodput:
 
     def _turn(self, part: str) -> None:
         now = self._clock()
-        self._seconds[self._part] += now - self._since
-        self._part, self._since = part, now
+        former, since = self._now
+        self._seconds[former] += now - since
+        self._now = (part, now)
 
 
 def read_past(*paths: pathlib.Path) -> list[dict[str, Any]]:

@@ -191,11 +191,12 @@ def train(
     step, interrupted = start, None
     events.write("start", step=start, total=steps, lost=round(goodput.lost_now, 3))
     progress.start(start, steps)
-    goodput.begin()
+    goodput.begin(start + 1)
     try:
         with Preemption() as preemption, jax.transfer_guard("disallow"):
             while step < steps and interrupted is None:
                 step += 1
+                goodput.step = step
                 profile.before(step)
                 with goodput.part("data"):
                     raw, info, wait, data_state = _next(data, step)
