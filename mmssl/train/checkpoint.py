@@ -19,6 +19,7 @@ from etils import epath
 
 from mmssl import trees
 from mmssl.errors import UserError
+from mmssl.parallel import distributed
 from mmssl.train import arrays, integrity
 from mmssl.train.metrics import finite
 from mmssl.train.retention import Best, Retention
@@ -49,6 +50,9 @@ class Restored:
 
 class Checkpointer:
     """Saves and restores a state, asynchronously and all or nothing.
+
+    With several processes all call its methods together. Each writes its part of the
+    arrays; process 0 makes folders, seals and removes them, and chooses what to restore.
 
     Args:
       directory: where checkpoints are; made by the first save.
@@ -137,9 +141,7 @@ class Checkpointer:
             "arrays": {n: [list(x.shape), str(x.dtype)] for n, x in leaves.items()},
         }
         try:
-            self._set_damaged_aside()
-            self._remove(step)
-            self.at(step).mkdir(parents=True)
+            distributed.from_first(lambda: self._make_room(step))
             # Nested dicts of strings: no library's classes end up in the format.
             args = ocp.args.StandardSave(trees.from_named(leaves))
             with jax.transfer_guard("allow"):
@@ -209,7 +211,7 @@ class Checkpointer:
             belongs to another configuration; its arrays differ from `like`'s in name,
             shape or dtype.
         """
-        manifest, problems = self.newest(step=step)
+        manifest, problems = distributed.from_first(lambda: self.newest(step=step))
         self._check(manifest, like)
         return Restored(
             state=self._load(manifest["step"], like),
@@ -217,7 +219,7 @@ class Checkpointer:
             step=manifest["step"],
             spent=manifest.get("spent", {}),
             time=manifest.get("time", 0.0),
-            warnings=problems,
+            warnings=tuple(problems),
         )
 
     def newest(
@@ -266,6 +268,11 @@ class Checkpointer:
             integrity.unseal(self.at(step))
             self.at(step).rmtree()
 
+    def _make_room(self, step: int) -> None:
+        self._set_damaged_aside()
+        self._remove(step)
+        self.at(step).mkdir(parents=True)
+
     def _set_damaged_aside(self) -> None:
         for step in self._damaged & set(self._folders()):
             aside = self.directory / f"{step}.damaged"
@@ -276,7 +283,9 @@ class Checkpointer:
 
     def _commit(self, step: int, manifest: dict[str, Any]) -> None:
         try:
-            self._orbax.wait_until_finished()
+            self._orbax.wait_until_finished()  # for all processes
+            if jax.process_index() > 0:
+                return
             integrity.seal(self.at(step), manifest)
             for old in {*self._folders()} - {*self._kept(), step}:
                 self._remove(old)

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from mmssl.gradients import statistics
+from mmssl.parallel import distributed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +48,9 @@ def row(found: Cosines, ids: Sequence[str]) -> dict[str, Any]:
 
     Args:
       found: from `measure`.
-      ids: of the batch's examples.
+      ids: of the batch's examples; empty where this process does not know all.
     """
-    values, defined = jax.device_get((found.values, found.defined))
+    values, defined = distributed.fetch(found.values), distributed.fetch(found.defined)
     pairs = {}
     for i, j, label in statistics.pairs(found.losses):
         cos, there = values[:, i, j], defined[:, i, j]

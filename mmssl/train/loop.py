@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 import jax
 
 from mmssl.errors import UserError
+from mmssl.parallel import distributed
 from mmssl.train import conflict
 from mmssl.train.checkpoint import Checkpointer
 from mmssl.train.goodput import Goodput
@@ -93,7 +94,7 @@ def resume(
     Raises:
       UserError: see `Checkpointer.restore`.
     """
-    if checkpointer.latest() is None:
+    if distributed.from_first(checkpointer.latest) is None:
         writers.truncate(0)
         conflicts.truncate(0)
         goodput.resumed({}, since=0.0)

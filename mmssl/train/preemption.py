@@ -1,4 +1,4 @@
-"""Asking a run to stop: a notice to one process stops all of them after the same step."""
+"""Asking a run to stop: a notice to one process stops all, after the same step."""
 
 import os
 import signal
@@ -35,8 +35,8 @@ class Preemption:
     def requested(self, step: int) -> str | None:
         """The signal that asked to stop after `step`, or None.
 
-        With several processes all call it after every step, and get the same answer; one
-        that did not get the signal itself calls it SIGTERM.
+        With several processes all call it after every step, and get the same answer;
+        one that did not get the signal itself calls it SIGTERM.
         """
         if not self._shared:
             return self._received

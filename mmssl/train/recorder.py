@@ -119,7 +119,7 @@ class Dispatched:
       metrics: scalars on the device, `loss` and `finite` among them.
       health: health metrics on the device, only where the step is logged.
       cosines: of the losses' gradients, where the step is logged and has Gramians.
-      ids: ids of the batch's examples.
+      ids: ids of the batch's examples, as far as this process read them.
       rows: examples in the batch.
       wait: seconds waited for the batch.
     """
@@ -204,8 +204,10 @@ class Recorder:
             self._health = _fetched(done.health)
             self._write_row(done, metrics)
             self._watch_collapse(done.step)
-        if done.cosines is not None and (row := conflict.row(done.cosines, done.ids)):
-            self._conflicts.write(done.step, row)
+        if done.cosines is not None:
+            ids = done.ids if len(done.ids) == done.rows else ()
+            if row := conflict.row(done.cosines, ids):
+                self._conflicts.write(done.step, row)
         self._watch_audit(done.step, metrics)
         self._progress.update(
             Reading(

@@ -1,0 +1,186 @@
+"""Ends a process that hangs, so that its run can be started again.
+
+The processes of a run wait for each other in every step: where one hangs, all hang, and
+none says why. So each has a thread that knows what the main thread does and since when,
+leaves signs of life, and names who is behind.
+"""
+
+import contextlib
+import faulthandler
+import os
+import pathlib
+import socket
+import threading
+import time
+
+from mmssl.errors import AgainError, UserError
+from mmssl.train import heartbeat as heartbeats
+from mmssl.train.goodput import Goodput
+from mmssl.train.preemption import REQUEUE_EXIT_CODE
+
+_STDERR = 2
+_SHOWN = 8
+"""Processes named in a message."""
+
+
+class Watchdog:
+    """Watches over a run's parts, by the clock that accounts for them.
+
+    Args:
+      folder: the workdir, which exists.
+      goodput: that clock.
+      process: number of this process.
+      processes: of the run.
+      start: seconds for start-up, and to compile and take the first two steps.
+      data: to wait for a batch.
+      step: to take a step.
+      checkpoint: to save.
+      eval: for the hooks of a step. Any limit 0: for ever.
+      heartbeat: between signs of life.
+
+    Raises:
+      ValueError: a limit below 0, or `heartbeat` not above.
+    """
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        goodput: Goodput,
+        *,
+        process: int = 0,
+        processes: int = 1,
+        start: float = 3600.0,
+        data: float = 600.0,
+        step: float = 600.0,
+        checkpoint: float = 1800.0,
+        eval: float = 3600.0,
+        heartbeat: float = 10.0,
+    ):
+        self._limits = {
+            "start": start,
+            "data": data,
+            "step": step,
+            "checkpoint": checkpoint,
+            "eval": eval,
+        }
+        for name, value in self._limits.items():
+            if value < 0:
+                raise ValueError(f"{name}: expected seconds, or 0 for no limit")
+        if heartbeat <= 0:
+            raise ValueError("heartbeat: expected seconds above 0")
+        self._folder, self._goodput, self._every = folder, goodput, heartbeat
+        self._process, self._processes = process, processes
+        self._begin = time.time()
+        self._told: set[int] = set()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(
+            target=self._watch, name="watchdog", daemon=True
+        )
+
+    def __enter__(self) -> "Watchdog":
+        if not faulthandler.is_enabled():
+            # A crash of native code, or the runtime's abort, shows where, too.
+            faulthandler.enable(_STDERR)
+        heartbeats.path(self._folder, 0).parent.mkdir(exist_ok=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: object, _: object) -> None:
+        try:
+            if isinstance(error, Exception) and not isinstance(error, UserError):
+                self._blame(error)
+        finally:
+            self._stop.set()
+            self._thread.join()
+            faulthandler.cancel_dump_traceback_later()
+            self._beat(ended=kind is None)
+
+    def _watch(self) -> None:
+        due = 0.0
+        while not self._stop.is_set():
+            stage, step, seconds = self._where()
+            if 0 < self._limits[stage] < seconds:
+                self._end(stage, step)
+            if time.monotonic() >= due:
+                due = time.monotonic() + self._every
+                self._beat()
+                # Where somebody is gone the others wait; who goes on misses nobody.
+                if self._process == 0 and seconds > self._every:
+                    self._tell_of_silence(stage, step)
+                if all(self._limits.values()):
+                    # Native code that keeps the interpreter's lock stops this thread.
+                    faulthandler.dump_traceback_later(
+                        max(self._limits.values()) + 60, exit=True, file=_STDERR
+                    )
+            self._stop.wait(min(1.0, self._every))
+
+    def _where(self) -> tuple[str, int, float]:
+        """Stage, step under way, seconds in that stage."""
+        part, step, seconds = self._goodput.where
+        # The first step is over on the host before it is on the device, and other
+        # processes may still compile.
+        early = part == "step" and step < self._goodput.first + 2
+        return "start" if early or part in ("init", "compile") else part, step, seconds
+
+    def _beat(self, *, ended: bool = False) -> None:
+        stage, step, seconds = self._where()
+        beat = heartbeats.Beat(
+            process=self._process,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            step=step,
+            stage=heartbeats.ENDED if ended else stage,
+            seconds=round(seconds, 1),
+            time=round(time.time(), 1),
+            every=self._every,
+        )
+        heartbeats.write(self._folder, beat)
+
+    def _others(self) -> list[heartbeats.Beat]:
+        """Of this session, those furthest behind first."""
+        beats = heartbeats.read_all(self._folder, self._processes)
+        return [b for b in beats if b.process != self._process and b.time > self._begin]
+
+    def _tell_of_silence(self, stage: str, step: int) -> None:
+        for beat in self._others():
+            if beat.silent and beat.process not in self._told:
+                self._told.add(beat.process)
+                os.write(
+                    _STDERR,
+                    f"mmssl: {beat}; waiting for it in {stage!r} of step {step}. If it "
+                    "is gone, all processes end and the run must be started again: it "
+                    "continues from its last checkpoint\n".encode(),
+                )
+
+    def _blame(self, error: Exception) -> None:
+        """Raises AgainError if another process is gone: then that is the cause."""
+        deadline = time.monotonic() + heartbeats.PATIENCE * self._every + 2
+        while self._processes > 1 and time.monotonic() < deadline:
+            lost = [beat for beat in self._others() if beat.silent]
+            if lost:
+                raise AgainError(
+                    f"lost {'; '.join(map(str, lost[:_SHOWN]))}. Start the run again: "
+                    "it continues from its last checkpoint, with as many processes as "
+                    "there are"
+                ) from error
+            time.sleep(min(1.0, self._every))
+
+    def _end(self, stage: str, step: int) -> None:
+        message = (
+            f"mmssl: process {self._process} on {socket.gethostname()} is stuck in "
+            f"{stage!r} of step {step}, longer than watchdog.{stage}="
+            f"{self._limits[stage]:g} s; exiting with {REQUEUE_EXIT_CODE}: started "
+            "again, the run continues from its last checkpoint\n"
+        )
+        others = self._others()
+        if others:
+            behind = "".join(f"  {beat}\n" for beat in others[:_SHOWN])
+            message += f"The other processes, furthest behind first:\n{behind}"
+        os.write(_STDERR, message.encode())
+        faulthandler.dump_traceback(_STDERR)
+        stacks = heartbeats.path(self._folder, self._process).with_suffix(".stacks.txt")
+        with contextlib.suppress(OSError), stacks.open("w") as file:
+            file.write(message)
+            file.flush()
+            faulthandler.dump_traceback(file)
+        os._exit(REQUEUE_EXIT_CODE)
