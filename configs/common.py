@@ -53,6 +53,7 @@ def base() -> Any:
         "profile": [],  # [first, last]: trace these steps
         "max_nonfinite": 10,
     }
+    config.watchdog = {}  # seconds a part may take: train.watchdog.Watchdog
     return config
 
 

@@ -14,10 +14,10 @@ from collections.abc import Iterator, Sequence
 import mmssl
 from mmssl import commands
 from mmssl.commands import check, checkpoint, data, doctor, results, train
-from mmssl.errors import UserError
+from mmssl.errors import AgainError, UserError
 
 OK, FAILED, USAGE, INTERRUPTED, RESUME = 0, 1, 2, 130, 75
-"""Exit codes: 75 (EX_TEMPFAIL) = stopped in order; the same command resumes."""
+"""Exit codes: 75 (EX_TEMPFAIL) = the same command again goes on."""
 
 GROUPS = (data, train, results, checkpoint, check, doctor)
 
@@ -53,23 +53,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; the console script exits with what it returns."""
     try:
         return run(sys.argv[1:] if argv is None else argv)
-    except KeyboardInterrupt:
-        if os.environ.get("MMSSL_DEBUG"):
+    except BaseException as error:
+        code = report(error)
+        if code is None:
             raise
-        print("mmssl: stopped", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:
+        return code
+
+
+def report(error: BaseException) -> int | None:
+    """Says what went wrong; gives the exit code, or None where only a traceback helps."""
+    if isinstance(error, BrokenPipeError):
         # The reader (`| head`) has gone; leave nothing for the exit to flush into.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
-    except Exception as error:
-        if os.environ.get("MMSSL_DEBUG"):
-            raise
-        message = explain(error)
-        if message is None:
-            raise
-        print(f"mmssl: error: {message}", file=sys.stderr)
-        return USAGE
+    if os.environ.get("MMSSL_DEBUG"):
+        return None
+    if isinstance(error, KeyboardInterrupt):
+        print("mmssl: stopped", file=sys.stderr)
+        return INTERRUPTED
+    message = explain(error)
+    if message is None:
+        return None
+    print(f"mmssl: error: {message}", file=sys.stderr)
+    return RESUME if isinstance(error, AgainError) else USAGE
 
 
 def run(argv: Sequence[str]) -> int:

@@ -29,10 +29,11 @@ KEYS = (
     "checkpoint",
     "evals",
     "log",
+    "watchdog",
 )
 """The top level of every config."""
 
-OPTIONAL = ("ema", "init_from")
+OPTIONAL = ("ema", "init_from", "watchdog")
 """Those of `KEYS` that a config may leave out."""
 
 CLOSED = {
@@ -62,6 +63,7 @@ MAY_CHANGE = (
     "checkpoint",
     "evals",
     "log",
+    "watchdog",
     "mesh",
     "data.threads",
     "data.workers",

@@ -52,7 +52,7 @@ class Checkpointer:
     """Saves and restores a state, asynchronously and all or nothing.
 
     With several processes all call its methods together. Each writes its part of the
-    arrays; process 0 makes folders, seals and removes them, and chooses what to restore.
+    arrays; process 0 makes, seals and removes folders, and chooses what to restore.
 
     Args:
       directory: where checkpoints are; made by the first save.
