@@ -3,21 +3,25 @@
 import collections
 import contextlib
 import functools
+import os
 import pathlib
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from mmssl import check, clips, init_from, outputs, streams
 from mmssl import config as config_lib
 from mmssl import workdir as workdir_lib
 from mmssl.data import device, pipeline, sources
+from mmssl.data.faults import FAULTS
 from mmssl.errors import UserError
 from mmssl.evals import embeddings, evaluate, retrieval
 from mmssl.experiment import Experiment
 from mmssl.export import safetensors_export
+from mmssl.parallel import distributed
 from mmssl.parallel import mesh as mesh_lib
 from mmssl.report import build as report_build
 from mmssl.report import conflict as report_conflict
@@ -31,6 +35,7 @@ from mmssl.train.profile import Profile
 from mmssl.train.recorder import TrainSummary
 from mmssl.train.speed import Work
 from mmssl.train.state import TrainState
+from mmssl.train.watchdog import Watchdog
 from mmssl.types import RawBatch
 
 
@@ -86,13 +91,17 @@ def train(
       UserError: anything wrong with the config, the data or the workdir.
     """
     experiment, folder = Experiment(config), pathlib.Path(workdir)
-    log, view = config["log"], progress.TrainProgress()
+    first, log = distributed.first(), config["log"]
+    view = progress.TrainProgress(quiet=not first)
+    # What is one for the run is written by the first process.
+    own = folder if first else pathlib.Path(os.devnull)
     goodput = Goodput(read_past(folder / "metrics.jsonl", folder / "events.jsonl"))
     with contextlib.ExitStack() as stack:
         pool = stack.enter_context(streams.open_pool(experiment))
         data = streams.train_pipeline(experiment, pool)
         stack.callback(data.close)
         step, described = experiment.step, streams.describe(experiment)
+        described["processes"] = jax.process_count()
         if command:
             described["command"] = command
         abstract = experiment.abstract_state()
@@ -100,16 +109,31 @@ def train(
         check.trace(experiment)
         checkpointer = stack.enter_context(outputs.checkpointer(experiment, folder))
         start = _start(config, abstract, checkpointer)
-        events = metrics.EventLog(folder / "events.jsonl")
+        events = metrics.EventLog(_log(folder, "events.jsonl"))
         stack.callback(events.close)
-        writers = outputs.writers(config, folder, events, view)
+        writers = metrics.Writers([])
+        if distributed.first():
+            writers = outputs.writers(config, folder, events, view)
         stack.callback(writers.close)
         profile = Profile(folder / "profile", log.get("profile") or ())
+        watchdog = config_lib.build(
+            Watchdog,
+            "watchdog",
+            folder=folder,
+            goodput=goodput,
+            process=jax.process_index(),
+            processes=jax.process_count(),
+            **config.get("watchdog", {}),
+        )
 
-        folder.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(workdir_lib.locked(folder))
-        _claim(folder, config, described)
-        conflicts = metrics.JsonlWriter(folder / "conflict.jsonl")
+        def claim() -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(workdir_lib.locked(folder))
+            _claim(folder, config, described)
+
+        distributed.from_first(claim)
+        stack.enter_context(watchdog)
+        conflicts = metrics.JsonlWriter(_log(folder, "conflict.jsonl"))
         stack.callback(conflicts.close)
         state = loop.resume(
             abstract,
@@ -139,16 +163,31 @@ def train(
             conflicts=conflicts,
             events=events,
             progress=view,
-            dump_dir=folder / "nonfinite",
+            dump_dir=folder / "nonfinite" / str(jax.process_index() or ""),
             log_every=log.get("every", 50),
             max_nonfinite=log.get("max_nonfinite", 10),
             goodput=goodput,
             work=Work(tokens=check.tokens(experiment)),
             profile=profile,
         )
-        _record(folder, described, data)
-        view.console.print(progress.closing_table(summary, faults=data.faults))
+        faults = _faults(data)
+        if distributed.first():
+            _record(folder, described, data.seen * data.shard[1], faults)
+        view.console.print(progress.closing_table(summary, faults=faults))
     return summary
+
+
+def _log(folder: pathlib.Path, name: str) -> pathlib.Path:
+    """A log of the run, which its first process writes."""
+    return folder / name if distributed.first() else pathlib.Path(os.devnull)
+
+
+def _faults(data: pipeline.Pipeline) -> collections.Counter[str]:
+    """Media faults that this session met, in all its processes."""
+    counts = distributed.total(np.array([data.faults[name] for name in FAULTS]))
+    # Processes that feed the same rows have met the same ones.
+    counts = counts * data.shard[1] // jax.process_count()
+    return +collections.Counter(dict(zip(FAULTS, counts.tolist(), strict=True)))
 
 
 def _start(
@@ -163,14 +202,17 @@ def _start(
 
 
 def _record(
-    folder: pathlib.Path, described: dict[str, Any], data: pipeline.Pipeline
+    folder: pathlib.Path,
+    described: dict[str, Any],
+    seen: int,
+    faults: collections.Counter[str],
 ) -> None:
     """Adds what this session saw, and what all of them took, to data.json."""
     before = workdir_lib.read(folder, workdir_lib.DATA, remedy="use a new --workdir")
-    faults = collections.Counter(before.get("media_faults_met", {})) + data.faults
+    met = collections.Counter(before.get("media_faults_met", {})) + faults
     totals = {
-        "samples_read": before.get("samples_read", 0) + data.seen,
-        "media_faults_met": dict(faults),
+        "samples_read": before.get("samples_read", 0) + seen,
+        "media_faults_met": dict(met),
         # From the log, which a killed session has written too.
         "train_seconds": sections.spent(report_files.read_run(folder)) or 0.0,
     }

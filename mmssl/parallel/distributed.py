@@ -164,6 +164,11 @@ def several() -> bool:
     return jax.distributed.is_initialized()
 
 
+def first() -> bool:
+    """Whether this is the process that writes, prints and decides for all."""
+    return jax.process_index() == 0
+
+
 def hosts() -> list[str]:
     """The machine of each process, in their order."""
     return list(_hosts) or [socket.gethostname()]
@@ -181,7 +186,7 @@ def from_first(ask: Callable[[], T]) -> T:
     if not several():
         return ask()
     found, failure = b"", None
-    if jax.process_index() == 0:
+    if first():
         try:
             found = json.dumps(ask()).encode()
         except Exception as error:
@@ -205,6 +210,11 @@ def fetch(x: jax.Array) -> np.ndarray:
         return multihost_utils.process_allgather(x, tiled=True)
 
 
+def total(x: np.ndarray) -> np.ndarray:
+    """The sum over the processes of an array. All processes call it together."""
+    return np.asarray(multihost_utils.process_allgather(x)).sum(0)
+
+
 def leave(code: int) -> NoReturn:
     """Ends this process after an error, without waiting for the others as jax would.
 
@@ -213,6 +223,6 @@ def leave(code: int) -> NoReturn:
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    if jax.process_index() == 0:
+    if first():
         time.sleep(_LAST)
     os._exit(code)

@@ -16,10 +16,17 @@ class TrainProgress:
     Args:
       console: where to; standard output by default.
       live: None chooses by whether the console is a terminal.
+      quiet: say nothing: another process does.
     """
 
-    def __init__(self, console: Console | None = None, *, live: bool | None = None):
-        self.console = console or Console()
+    def __init__(
+        self,
+        console: Console | None = None,
+        *,
+        live: bool | None = None,
+        quiet: bool = False,
+    ):
+        self.console = console or Console(quiet=quiet)
         self._live = self.console.is_terminal if live is None else live
         self._bar: Progress | None = None
         self._task = TaskID(0)

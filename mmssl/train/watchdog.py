@@ -10,15 +10,19 @@ import faulthandler
 import os
 import pathlib
 import socket
+import sys
 import threading
 import time
+import traceback
 
-from mmssl.errors import AgainError, UserError
+from mmssl.errors import UserError
+from mmssl.parallel import distributed
 from mmssl.train import heartbeat as heartbeats
 from mmssl.train.goodput import Goodput
 from mmssl.train.preemption import REQUEUE_EXIT_CODE
 
 _STDERR = 2
+_AGAIN = "started again, the run continues from its last checkpoint"
 _SHOWN = 8
 """Processes named in a message."""
 
@@ -148,29 +152,30 @@ class Watchdog:
                 os.write(
                     _STDERR,
                     f"mmssl: {beat}; waiting for it in {stage!r} of step {step}. If it "
-                    "is gone, all processes end and the run must be started again: it "
-                    "continues from its last checkpoint\n".encode(),
+                    f"is gone, all processes will end; {_AGAIN}\n".encode(),
                 )
 
     def _blame(self, error: Exception) -> None:
-        """Raises AgainError if another process is gone: then that is the cause."""
+        """Ends this process if another one is gone: then that is the cause."""
         deadline = time.monotonic() + heartbeats.PATIENCE * self._every + 2
         while self._processes > 1 and time.monotonic() < deadline:
-            lost = [beat for beat in self._others() if beat.silent]
+            lost = [str(beat) for beat in self._others() if beat.silent]
             if lost:
-                raise AgainError(
-                    f"lost {'; '.join(map(str, lost[:_SHOWN]))}. Start the run again: "
-                    "it continues from its last checkpoint, with as many processes as "
-                    "there are"
-                ) from error
+                traceback.print_exception(error)
+                print(
+                    f"mmssl: lost {'; '.join(lost[:_SHOWN])}. Exiting with "
+                    f"{REQUEUE_EXIT_CODE}: {_AGAIN}",
+                    file=sys.stderr,
+                )
+                # Not by way of what is open: a save would wait for the lost one.
+                distributed.leave(REQUEUE_EXIT_CODE)
             time.sleep(min(1.0, self._every))
 
     def _end(self, stage: str, step: int) -> None:
         message = (
             f"mmssl: process {self._process} on {socket.gethostname()} is stuck in "
             f"{stage!r} of step {step}, longer than watchdog.{stage}="
-            f"{self._limits[stage]:g} s; exiting with {REQUEUE_EXIT_CODE}: started "
-            "again, the run continues from its last checkpoint\n"
+            f"{self._limits[stage]:g} s; exiting with {REQUEUE_EXIT_CODE}: {_AGAIN}\n"
         )
         others = self._others()
         if others:
