@@ -91,10 +91,7 @@ def train(
       UserError: anything wrong with the config, the data or the workdir.
     """
     experiment, folder = Experiment(config), pathlib.Path(workdir)
-    first, log = distributed.first(), config["log"]
-    view = progress.TrainProgress(quiet=not first)
-    # What is one for the run is written by the first process.
-    own = folder if first else pathlib.Path(os.devnull)
+    log, view = config["log"], progress.TrainProgress(quiet=not distributed.first())
     goodput = Goodput(read_past(folder / "metrics.jsonl", folder / "events.jsonl"))
     with contextlib.ExitStack() as stack:
         pool = stack.enter_context(streams.open_pool(experiment))
