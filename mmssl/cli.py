@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def report(error: BaseException) -> int | None:
-    """Says what went wrong; gives the exit code, or None where only a traceback helps."""
+    """Says what went wrong. The exit code, or None where only a traceback helps."""
     if isinstance(error, BrokenPipeError):
         # The reader (`| head`) has gone; leave nothing for the exit to flush into.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,11 +1,13 @@
 """What a run writes: its checkpoints and its metrics, as its config wants them."""
 
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from mmssl import config as config_lib
 from mmssl.experiment import Experiment
+from mmssl.parallel import distributed
 from mmssl.train import checkpoint, metrics, progress, retention, trackers
 
 
@@ -29,6 +31,11 @@ def checkpointer(
         best=best or None,
         **options,
     )
+
+
+def log(folder: pathlib.Path, name: str) -> pathlib.Path:
+    """A log of the run: one file, which the first of its processes writes."""
+    return folder / name if distributed.first() else pathlib.Path(os.devnull)
 
 
 def writers(

@@ -3,20 +3,17 @@
 import collections
 import contextlib
 import functools
-import os
 import pathlib
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
 from mmssl import check, clips, init_from, outputs, streams
 from mmssl import config as config_lib
 from mmssl import workdir as workdir_lib
-from mmssl.data import device, pipeline, sources
-from mmssl.data.faults import FAULTS
+from mmssl.data import device, sources
 from mmssl.errors import UserError
 from mmssl.evals import embeddings, evaluate, retrieval
 from mmssl.experiment import Experiment
@@ -106,7 +103,7 @@ def train(
         check.trace(experiment)
         checkpointer = stack.enter_context(outputs.checkpointer(experiment, folder))
         start = _start(config, abstract, checkpointer)
-        events = metrics.EventLog(_log(folder, "events.jsonl"))
+        events = metrics.EventLog(outputs.log(folder, "events.jsonl"))
         stack.callback(events.close)
         writers = metrics.Writers([])
         if distributed.first():
@@ -130,7 +127,7 @@ def train(
 
         distributed.from_first(claim)
         stack.enter_context(watchdog)
-        conflicts = metrics.JsonlWriter(_log(folder, "conflict.jsonl"))
+        conflicts = metrics.JsonlWriter(outputs.log(folder, "conflict.jsonl"))
         stack.callback(conflicts.close)
         state = loop.resume(
             abstract,
@@ -167,24 +164,11 @@ def train(
             work=Work(tokens=check.tokens(experiment)),
             profile=profile,
         )
-        faults = _faults(data)
+        faults = streams.faults(data)
         if distributed.first():
             _record(folder, described, data.seen * data.shard[1], faults)
         view.console.print(progress.closing_table(summary, faults=faults))
     return summary
-
-
-def _log(folder: pathlib.Path, name: str) -> pathlib.Path:
-    """A log of the run, which its first process writes."""
-    return folder / name if distributed.first() else pathlib.Path(os.devnull)
-
-
-def _faults(data: pipeline.Pipeline) -> collections.Counter[str]:
-    """Media faults that this session met, in all its processes."""
-    counts = distributed.total(np.array([data.faults[name] for name in FAULTS]))
-    # Processes that feed the same rows have met the same ones.
-    counts = counts * data.shard[1] // jax.process_count()
-    return +collections.Counter(dict(zip(FAULTS, counts.tolist(), strict=True)))
 
 
 def _start(

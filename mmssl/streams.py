@@ -1,5 +1,6 @@
 """The data of a run: decode pool, streams of batches, what the datasets hold."""
 
+import collections
 import contextlib
 import hashlib
 import json
@@ -9,13 +10,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
 from mmssl import config as config_lib
 from mmssl import files
 from mmssl.data import pipeline, records, sources, views
-from mmssl.data.faults import Limits
+from mmssl.data.faults import FAULTS, Limits
 from mmssl.data.pool import DecodePool
 from mmssl.experiment import Experiment
+from mmssl.parallel import distributed
 from mmssl.parallel import mesh as mesh_lib
 
 
@@ -74,6 +77,14 @@ def eval_pipeline(
         threads=experiment.config["data"].get("threads"),
         max_fault_fraction=1.0,
     )
+
+
+def faults(data: pipeline.Pipeline) -> collections.Counter[str]:
+    """Media faults met so far, in all processes; all call it together."""
+    counts = distributed.total(np.array([data.faults[name] for name in FAULTS]))
+    # Processes that feed the same rows have met the same ones.
+    counts = counts * data.shard[1] // jax.process_count()
+    return +collections.Counter(dict(zip(FAULTS, counts.tolist(), strict=True)))
 
 
 def describe(experiment: Experiment) -> dict[str, Any]:
