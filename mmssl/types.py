@@ -219,6 +219,10 @@ class Objective(Protocol):
         step: Int[Array, ""],
     ) -> ObjectiveOutput: ...
 
+    def projections(self, head: Params) -> Params:
+        """The part of the parameters that projects; an export takes no other."""
+        ...
+
     def project(
         self, head: Params, state: Any, pooled: Mapping[str, jax.Array]
     ) -> dict[str, dict[str, jax.Array]]:

@@ -5,20 +5,23 @@ MIL-NCE for video-text with several text candidates per clip.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, UInt32
+from jaxtyping import Array, Float, Int, Key
 
 from mmssl.errors import UserError, nearest
+from mmssl.objectives import losses as losses_lib
 from mmssl.objectives import pairs as pairs_lib
 from mmssl.types import Batch, Encoded, ObjectiveOutput, Params
 
-# Stands in for minus infinity: exp() of it is exactly 0 beside any real logit, and
-# sums and differences of a few stay finite, so rows with nothing valid have no NaN.
-_MASKED = -1e30
+FORMS = losses_lib.FORMS
+masked_mean = losses_lib.masked_mean
+LOGITS = "logits"
+"""Parameters of learned temperatures and biases, beside those of the heads."""
 
 
 class Heads(Protocol):
@@ -46,158 +49,6 @@ class Heads(Protocol):
         ...
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class PairTerms:
-    """What both forms of the loss are made of, in float32.
-
-    Attributes:
-      positive: log sum over l of exp s(x_i, y_i^l).
-      x_to_y: log sum over j, l of exp s(x_i, y_j^l).
-      y_to_x: log sum over j, l of exp s(x_j, y_i^l).
-      valid: x_i and at least one y_i^l are there; the rest is finite but
-        meaningless where False.
-      x_hit: the best y for x_i is one of its own, strictly.
-      y_hit: the best x for the candidates of sample i is x_i, strictly.
-    """
-
-    positive: Float[Array, "b"]
-    x_to_y: Float[Array, "b"]
-    y_to_x: Float[Array, "b"]
-    valid: Bool[Array, "b"]
-    x_hit: Bool[Array, "b"]
-    y_hit: Bool[Array, "b"]
-
-
-def pair_terms(
-    x: Float[Array, "b e"],
-    y: Float[Array, "b n e"],
-    *,
-    x_mask: Bool[Array, "b"],
-    y_mask: Bool[Array, "b n"],
-    example_id: UInt32[Array, "b"],
-    temperature: float,
-) -> PairTerms:
-    """Reduces the [b, b, n] similarities s = x.y / temperature of one pair.
-
-    Missing rows and candidates take part in no sum, whatever their values are, and
-    get a gradient of exactly zero. A candidate of a sample without x still serves as
-    a negative of the others, and likewise the other way round. Two rows with the same
-    example_id are views of one sample: neither is a negative of the other.
-    """
-    x = jnp.where(x_mask[:, None], x.astype(jnp.float32), 0.0)
-    y = jnp.where(y_mask[:, :, None], y.astype(jnp.float32), 0.0)
-    # HIGHEST: accelerators would otherwise multiply in bfloat16 or TF32, and division
-    # by a small temperature turns that error into whole percents of the loss.
-    s = jnp.einsum("ie,jne->ijn", x, y, precision=jax.lax.Precision.HIGHEST)
-    s = s / temperature
-
-    own = jnp.eye(x.shape[0], dtype=bool)
-    counted = own | (example_id[:, None] != example_id[None, :])
-    allowed = x_mask[:, None, None] & y_mask[None, :, :] & counted[:, :, None]
-    s = jnp.where(allowed, s, _MASKED)
-    # The diagonal by masked sum rather than by gather: row-local under sharding.
-    diagonal = jnp.where(own[:, :, None], s, 0.0).sum(1)
-
-    fixed = jax.lax.stop_gradient(s)
-    others = jnp.where(own[:, :, None], _MASKED, fixed).max(2)
-    best_own = jax.lax.stop_gradient(diagonal).max(1)
-    return PairTerms(
-        positive=jax.nn.logsumexp(diagonal, axis=1),
-        x_to_y=jax.nn.logsumexp(s, axis=(1, 2)),
-        y_to_x=jax.nn.logsumexp(s, axis=(0, 2)),
-        valid=x_mask & y_mask.any(1),
-        x_hit=best_own > others.max(1),
-        y_hit=best_own > others.max(0),
-    )
-
-
-def _asymmetric(terms: PairTerms) -> Float[Array, "b"]:
-    # Differences first: near the floor the sums equal the positives but for rounding.
-    loss = jnp.logaddexp(terms.x_to_y - terms.positive, terms.y_to_x - terms.positive)
-    return jnp.where(terms.valid, loss, 0.0)
-
-
-def _symmetric(terms: PairTerms) -> Float[Array, "b"]:
-    loss = 0.5 * ((terms.x_to_y - terms.positive) + (terms.y_to_x - terms.positive))
-    return jnp.where(terms.valid, loss, 0.0)
-
-
-def asymmetric_nce(
-    x: Float[Array, "b e"],
-    y: Float[Array, "b n e"],
-    *,
-    x_mask: Bool[Array, "b"],
-    y_mask: Bool[Array, "b n"],
-    example_id: UInt32[Array, "b"],
-    temperature: float,
-) -> tuple[Float[Array, "b"], Bool[Array, "b"]]:
-    """The loss of the official VATT code (`AsymmetricNCE`), in nats.
-
-    loss_i = log( sum_jl e^s(x_i, y_j^l) + sum_jl e^s(x_j, y_i^l) ) - log sum_l
-    e^s(x_i, y_i^l). The positives are counted in both sums: the floor is log 2, chance
-    level is log(2b), whatever n is.
-
-    Args:
-      x: L2-normalised embeddings.
-      y: L2-normalised embeddings of n candidates per sample.
-      x_mask: False where the sample lacks x.
-      y_mask: False for a missing candidate.
-      example_id: rows with equal ids are not each other's negatives.
-      temperature: divides the similarities.
-
-    Returns:
-      Loss per sample, zero where not valid, and which samples are valid.
-    """
-    terms = pair_terms(
-        x,
-        y,
-        x_mask=x_mask,
-        y_mask=y_mask,
-        example_id=example_id,
-        temperature=temperature,
-    )
-    return _asymmetric(terms), terms.valid
-
-
-def symmetric_nce(
-    x: Float[Array, "b e"],
-    y: Float[Array, "b n e"],
-    *,
-    x_mask: Bool[Array, "b"],
-    y_mask: Bool[Array, "b n"],
-    example_id: UInt32[Array, "b"],
-    temperature: float,
-) -> tuple[Float[Array, "b"], Bool[Array, "b"]]:
-    """The textbook loss in nats: InfoNCE in both directions, averaged.
-
-    With n candidates the numerator is their sum (MIL-NCE, Miech et al., CVPR 2020).
-    The floor is 0, chance level is log b, whatever n is. Arguments and results are as
-    in `asymmetric_nce`.
-    """
-    terms = pair_terms(
-        x,
-        y,
-        x_mask=x_mask,
-        y_mask=y_mask,
-        example_id=example_id,
-        temperature=temperature,
-    )
-    return _symmetric(terms), terms.valid
-
-
-FORMS: dict[str, Callable[[PairTerms], jax.Array]] = {
-    "official": _asymmetric,
-    "textbook": _symmetric,
-}
-
-
-def masked_mean(values: Float[Array, "b"], valid: Bool[Array, "b"]) -> jax.Array:
-    """Mean over valid entries; 0 with gradient 0 if there are none."""
-    weights = valid.astype(jnp.float32)
-    return (values * weights).sum() / jnp.maximum(weights.sum(), 1.0)
-
-
 def normalise(x: Float[Array, "*rows e"]) -> Float[Array, "*rows e"]:
     """To unit L2 norm in float32; a zero row stays zero, with a finite gradient."""
     x = x.astype(jnp.float32)
@@ -214,8 +65,13 @@ class CrossModalContrast:
       pairs: loss name -> {"modalities": (one, other), "space": name}. None, as VATT:
         video against each other modality, in the smallest space that holds both,
         named by initials (`va`, `vt`); heads without video: every pair (`at`).
-      form: "official" (`asymmetric_nce`) or "textbook" (`symmetric_nce`).
-      temperature: divides cosine similarities.
+      form: a name in `losses.FORMS`: "official" (`asymmetric_nce`), "textbook"
+        (`symmetric_nce`) or "sigmoid" (`sigmoid_loss`).
+      temperature: divides cosine similarities. Form "sigmoid" learns it, per pair,
+        from this value on.
+      bias: added to the logits of form "sigmoid", learned likewise; the paper's value.
+      chunk: rows of a tile: so many samples meet so many at a time, and memory does not
+        grow with the square of the batch. None = all logits at once.
 
     Raises:
       UserError: at construction, for a pair, space or form that does not exist.
@@ -228,12 +84,18 @@ class CrossModalContrast:
     )
     form: str = "official"
     temperature: float = 0.07
+    bias: float = -10.0
+    chunk: int | None = 1024
 
     def __post_init__(self) -> None:
         if self.form not in FORMS:
             raise UserError(
                 f"contrastive: form {self.form!r} is unknown; expected one of "
                 f"{sorted(FORMS)}{nearest(self.form, FORMS)}"
+            )
+        if self.chunk is not None and self.chunk < 1:
+            raise UserError(
+                f"contrastive: chunk must be at least 1 row, or None; got {self.chunk}"
             )
         if not self.temperature > 0:
             raise UserError(
@@ -291,7 +153,16 @@ class CrossModalContrast:
                 f"{missing}, but the model has only {sorted(widths)}; choose `pairs` "
                 "of modalities the model has"
             )
-        return self.heads.init(key, widths)
+        params, state = self.heads.init(key, widths)
+        if not FORMS[self.form].learned:
+            return params, state
+        first = {"scale": -math.log(self.temperature), "bias": self.bias}
+        logits = {pair.name: jax.tree.map(jnp.float32, first) for pair in self.terms()}
+        return {**params, LOGITS: logits}, state
+
+    def projections(self, head: Params) -> Params:
+        """The part of the parameters that belongs to the heads."""
+        return {name: part for name, part in head.items() if name != LOGITS}
 
     def __call__(
         self,
@@ -312,8 +183,9 @@ class CrossModalContrast:
         del key, step
         masks = {name: present_mask(batch, name) for name in encoded.pooled}
         spaces, new_state = self.heads.apply(
-            head, state, encoded.pooled, masks, train=True
+            self.projections(head), state, encoded.pooled, masks, train=True
         )
+        form = FORMS[self.form]
         losses, per_sample, embeddings, metrics = {}, {}, {}, {}
         for pair in self.terms():
             views = {}
@@ -329,15 +201,21 @@ class CrossModalContrast:
                 raise ValueError(f"pair {pair.name!r}: both sides have candidates")
             if y.ndim == 2:
                 y, y_mask = y[:, None], y_mask[:, None]
-            terms = pair_terms(
+            scale: Any = {"temperature": self.temperature}
+            if form.learned:
+                own = head[LOGITS][pair.name]
+                scale = {"temperature": jnp.exp(-own["scale"]), "bias": own["bias"]}
+            terms = losses_lib.pair_terms(
                 x,
                 y,
                 x_mask=x_mask,
                 y_mask=y_mask,
                 example_id=batch.example_id,
-                temperature=self.temperature,
+                reduction=form.reduction,
+                chunk=self.chunk,
+                **scale,
             )
-            per_sample[pair.name] = FORMS[self.form](terms)
+            per_sample[pair.name] = form.loss(terms)
             losses[pair.name] = masked_mean(per_sample[pair.name], terms.valid)
             for hit, way in (
                 (terms.x_hit, f"{x_name}_to_{y_name}"),
@@ -359,7 +237,9 @@ class CrossModalContrast:
     ) -> dict[str, dict[str, jax.Array]]:
         """space -> modality -> [b, (n,) e], L2-normalised, with running statistics."""
         everything = {m: jnp.ones(x.shape[:-1], bool) for m, x in pooled.items()}
-        spaces, _ = self.heads.apply(head, state, pooled, everything, train=False)
+        spaces, _ = self.heads.apply(
+            self.projections(head), state, pooled, everything, train=False
+        )
         return {
             space: {m: normalise(x) for m, x in members.items()}
             for space, members in spaces.items()

@@ -13,6 +13,8 @@ from mmssl import types
 from mmssl.models import heads
 from mmssl.objectives import OBJECTIVES
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 WIDTHS = {"video": 6, "audio": 5, "text": 4}
 CANDIDATES, ROWS = 3, 8
 
@@ -61,6 +63,7 @@ EXAMPLES = {
     "contrastive": [
         {"heads": LinearHeads()},
         {"heads": heads.build_heads(va=4, vt=3), "form": "textbook"},
+        {"heads": LinearHeads(), "form": "sigmoid", "chunk": 3},
         {
             "heads": LinearHeads((("joint", ("video", "audio", "text")),)),
             "pairs": {

@@ -1,4 +1,4 @@
-"""NCE and MIL-NCE against float64 loops, and what masks must never let through."""
+"""All forms against float64 loops, and what masks must never let through."""
 
 import functools
 import math
@@ -9,20 +9,29 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mmssl.objectives import contrastive
+from mmssl.objectives import contrastive, losses
 
-FUNCTIONS = {
-    "official": jax.jit(contrastive.asymmetric_nce, static_argnames="temperature"),
-    "textbook": jax.jit(contrastive.symmetric_nce, static_argnames="temperature"),
-}
-FORMS = sorted(FUNCTIONS)
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
+FORMS = sorted(losses.FORMS)
+
+
+@functools.partial(jax.jit, static_argnames=("form", "temperature", "chunk"))
+def loss(form, x, y, **options):
+    """(loss per sample, valid), in dense form unless `chunk` is given."""
+    found = losses.FORMS[form]
+    terms = losses.pair_terms(x, y, reduction=found.reduction, **options)
+    return found.loss(terms), terms.valid
+
+
+FUNCTIONS = {form: functools.partial(loss, form) for form in FORMS}
 
 
 def reference(form, x, y, x_mask, y_mask, ids, temperature):
     """Plain float64 loops over the formulas; also d(mean loss)/dx and /dy."""
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     b, n, _ = y.shape
-    losses, valid = np.zeros(b), np.zeros(b, bool)
+    values, valid = np.zeros(b), np.zeros(b, bool)
     dx, dy = np.zeros_like(x), np.zeros_like(y)
 
     def mix(entries):
@@ -33,6 +42,20 @@ def reference(form, x, y, x_mask, y_mask, ids, temperature):
         total = top + math.log(weights.sum())
         weights /= weights.sum()
         return total, list(zip(entries, weights))
+
+    def decisions(i, rows, columns, positive, g_positive):
+        """softplus of every bag, minus that of its own; half for each direction."""
+        own = positive - math.log(len(g_positive))
+        total = math.log1p(math.exp(-own))
+        grads = [(e, -w / (1 + math.exp(own))) for e, w in g_positive]
+        for entries, side in ((rows, 1), (columns, 0)):
+            for other in {entry[side] for entry in entries} - {i}:
+                bag = [entry for entry in entries if entry[side] == other]
+                value, g = mix(bag)
+                value -= math.log(len(bag))
+                total += math.log1p(math.exp(value)) / 2
+                grads += [(e, w / (1 + math.exp(-value)) / 2) for e, w in g]
+        return total, grads
 
     grads = []
     for i in range(b):
@@ -53,21 +76,25 @@ def reference(form, x, y, x_mask, y_mask, ids, temperature):
             if j != i and ids[j] != ids[i] and x_mask[j] and y_mask[i, l]
         ]
         positive, g_positive = mix(mine)
+        if form == "sigmoid":
+            values[i], g = decisions(i, rows, columns, positive, g_positive)
+            grads += g
+            continue
         if form == "official":
             both, g_both = mix(rows + columns)
-            losses[i] = both - positive
+            values[i] = both - positive
             grads += [(e, w) for e, w in g_both]
         else:
             row, g_row = mix(rows)
             column, g_column = mix(columns)
-            losses[i] = (row + column) / 2 - positive
+            values[i] = (row + column) / 2 - positive
             grads += [(e, w / 2) for e, w in g_row + g_column]
         grads += [(e, -w) for e, w in g_positive]
     count = max(valid.sum(), 1)
     for (i, j, l), w in grads:
         dx[i] += w * y[j, l] / temperature / count
         dy[j, l] += w * x[i] / temperature / count
-    return losses, valid, dx, dy
+    return values, valid, dx, dy
 
 
 def unit(rng, *shape):
@@ -84,46 +111,66 @@ def example(seed=0, b=9, n=5, e=6):
     return unit(rng, b, e), unit(rng, b, n, e), x_mask, y_mask, ids
 
 
-@functools.partial(jax.jit, static_argnames=("form", "temperature"))
-def mean_loss(form, x, y, x_mask, y_mask, ids, temperature=0.07):
-    values, valid = FUNCTIONS[form](
-        x, y, x_mask=x_mask, y_mask=y_mask, example_id=ids, temperature=temperature
+@functools.partial(jax.jit, static_argnames=("form", "temperature", "chunk"))
+def mean_loss(form, x, y, x_mask, y_mask, ids, temperature=0.07, chunk=None):
+    values, valid = loss(
+        form,
+        x,
+        y,
+        x_mask=x_mask,
+        y_mask=y_mask,
+        example_id=ids,
+        temperature=temperature,
+        chunk=chunk,
     )
-    return contrastive.masked_mean(values, valid)
+    return losses.masked_mean(values, valid)
 
 
-@functools.partial(jax.jit, static_argnames=("form", "temperature"))
-def value_and_grad(form, x, y, x_mask, y_mask, ids, temperature=0.07):
-    def loss(x, y):
-        return mean_loss(form, x, y, x_mask, y_mask, ids, temperature)
+@functools.partial(jax.jit, static_argnames=("form", "temperature", "chunk"))
+def value_and_grad(form, x, y, *rest, temperature=0.07, chunk=None):
+    def mean(x, y):
+        return mean_loss(form, x, y, *rest, temperature=temperature, chunk=chunk)
 
-    return jax.value_and_grad(loss, argnums=(0, 1))(x, y)
+    return jax.value_and_grad(mean, argnums=(0, 1))(x, y)
 
 
-@pytest.mark.parametrize("temperature", [0.07, 1.0])
-@pytest.mark.parametrize("n", [1, 5])
+@pytest.mark.parametrize("chunk", [None, 4])
+@pytest.mark.parametrize(("n", "temperature"), [(1, 1.0), (5, 0.07)])
 @pytest.mark.parametrize("form", FORMS)
-def test_equals_float64_reference_in_value_and_gradient(form, n, temperature):
+def test_equals_float64_reference_in_value_and_gradient(form, n, temperature, chunk):
+    """Also in tiles that do not divide the batch of 9."""
     x, y, x_mask, y_mask, ids = example(n=n)
-    losses, valid, dx, dy = reference(form, x, y, x_mask, y_mask, ids, temperature)
-    values, found = FUNCTIONS[form](
-        x, y, x_mask=x_mask, y_mask=y_mask, example_id=ids, temperature=temperature
+    wanted, valid, dx, dy = reference(form, x, y, x_mask, y_mask, ids, temperature)
+    values, found = loss(
+        form,
+        x,
+        y,
+        x_mask=x_mask,
+        y_mask=y_mask,
+        example_id=ids,
+        temperature=temperature,
+        chunk=chunk,
     )
     np.testing.assert_array_equal(found, valid)
     assert 0 < valid.sum() < len(valid)
-    np.testing.assert_allclose(values, losses, rtol=2e-5, atol=2e-6)
-    _, (gx, gy) = value_and_grad(form, x, y, x_mask, y_mask, ids, temperature)
+    np.testing.assert_allclose(values, wanted, rtol=2e-5, atol=2e-6)
+    rest = x_mask, y_mask, ids
+    _, (gx, gy) = value_and_grad(
+        form, x, y, *rest, temperature=temperature, chunk=chunk
+    )
     np.testing.assert_allclose(gx, dx, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(gy, dy, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("chunk", [None, 4])
 @pytest.mark.parametrize("form", FORMS)
-def test_missing_parts_have_no_influence_even_when_not_finite(form):
+def test_missing_parts_have_no_influence_even_when_not_finite(form, chunk):
     x, y, x_mask, y_mask, ids = example()
-    clean = mean_loss(form, x, y, x_mask, y_mask, ids)
+    rest = x_mask, y_mask, ids
+    clean = mean_loss(form, x, y, *rest, chunk=chunk)
     dirty_x = np.where(x_mask[:, None], x, np.nan)
     dirty_y = np.where(y_mask[..., None], y, np.inf)
-    value, (gx, gy) = value_and_grad(form, dirty_x, dirty_y, x_mask, y_mask, ids)
+    value, (gx, gy) = value_and_grad(form, dirty_x, dirty_y, *rest, chunk=chunk)
     assert value == clean
     assert (np.asarray(gx)[~x_mask] == 0).all()
     assert (np.asarray(gy)[~y_mask] == 0).all()
@@ -146,15 +193,16 @@ def test_missing_rows_equal_a_smaller_batch(form):
     np.testing.assert_allclose(full, part, rtol=1e-6)
 
 
+@pytest.mark.parametrize("chunk", [None, 4])
 @pytest.mark.parametrize("form", FORMS)
-def test_nothing_valid_gives_zero(form):
+def test_nothing_valid_gives_zero(form, chunk):
     x, y, x_mask, y_mask, ids = example()
     for xm, ym in (
         (np.zeros_like(x_mask), y_mask),
         (x_mask, np.zeros_like(y_mask)),
         (np.zeros_like(x_mask), np.zeros_like(y_mask)),
     ):
-        value, grads = value_and_grad(form, x, y, xm, ym, ids)
+        value, grads = value_and_grad(form, x, y, xm, ym, ids, chunk=chunk)
         assert value == 0
         assert all((np.asarray(g) == 0).all() for g in grads)
 
@@ -205,7 +253,7 @@ def test_floor_and_extreme_logits(form, floor):
     best = mean_loss(form, x, x[:, None], *masks, ids, 1e-3)
     np.testing.assert_allclose(best, floor, atol=1e-6)
     worst = np.roll(x, 1, 0)[:, None]
-    value, grads = value_and_grad(form, x, worst, *masks, ids, 1e-4)
+    value, grads = value_and_grad(form, x, worst, *masks, ids, temperature=1e-4)
     np.testing.assert_allclose(value, 1e4 + floor, rtol=1e-6)
     assert all(np.isfinite(g).all() for g in grads)
 
@@ -253,7 +301,7 @@ def test_eight_devices_equal_one(form):
 def test_hits_count_ties_as_misses():
     x = np.eye(3, dtype=np.float32)
     y = np.stack([x[0], x[0], x[2]])[:, None]
-    terms = contrastive.pair_terms(
+    terms = losses.pair_terms(
         x,
         y,
         x_mask=np.ones(3, bool),

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from mmssl.errors import UserError
-from mmssl.objectives import contrastive
+from mmssl.objectives import contrastive, losses
 from tests.objectives.test_contract import WIDTHS, LinearHeads, run, sample
+
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 VA = {"modalities": ("video", "audio"), "space": "va"}
 
@@ -28,7 +30,7 @@ def test_losses_are_the_functions_on_normalised_heads():
         y, y_mask = unit(spaces[pair][other]), masks[other]
         if other == "audio":
             y, y_mask = y[:, None], y_mask[:, None]
-        values, valid = contrastive.asymmetric_nce(
+        terms = losses.pair_terms(
             unit(spaces[pair]["video"]),
             y,
             x_mask=masks["video"],
@@ -36,8 +38,9 @@ def test_losses_are_the_functions_on_normalised_heads():
             example_id=batch.example_id,
             temperature=0.1,
         )
+        values = losses.asymmetric_nce(terms)
         np.testing.assert_allclose(out.per_sample[pair], values, rtol=1e-4, atol=1e-5)
-        mean = np.asarray(values)[np.asarray(valid)].mean()
+        mean = np.asarray(values)[np.asarray(terms.valid)].mean()
         np.testing.assert_allclose(out.losses[pair], mean, rtol=1e-4)
     assert set(out.metrics) == {
         "top1/va/video_to_audio",
@@ -45,6 +48,45 @@ def test_losses_are_the_functions_on_normalised_heads():
         "top1/vt/video_to_text",
         "top1/vt/text_to_video",
     }
+
+
+@pytest.mark.parametrize("form", ["official", "textbook", "sigmoid"])
+def test_tiles_change_nothing(form):
+    """Losses, metrics and every gradient, those of a learned temperature included."""
+    encoded, batch = sample()
+
+    def found(chunk):
+        objective = contrastive.CrossModalContrast(
+            LinearHeads(), form=form, chunk=chunk, bias=-1.0
+        )
+        head, state = objective.init(jax.random.key(0), WIDTHS)
+
+        def total(head, encoded):
+            out = run(objective, head, state, encoded, batch)
+            return sum(out.losses.values()), out
+
+        return jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(head, encoded)
+
+    whole, tiled = found(None), found(3)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6),
+        whole,
+        tiled,
+    )
+    learned = whole[1][0].get("logits", {})
+    assert len(learned) == (2 if form == "sigmoid" else 0)
+    assert all(float(g) != 0 for g in jax.tree.leaves(learned))
+
+
+def test_the_sigmoid_form_starts_from_its_options():
+    objective = contrastive.CrossModalContrast(
+        LinearHeads(), form="sigmoid", temperature=0.1
+    )
+    head, _ = objective.init(jax.random.key(0), WIDTHS)
+    assert set(head["logits"]) == {"va", "vt"}
+    assert float(jnp.exp(-head["logits"]["va"]["scale"])) == pytest.approx(0.1)
+    assert float(head["logits"]["va"]["bias"]) == -10
+    assert set(objective.projections(head)) == {"va", "vt"}
 
 
 def test_order_of_a_pair_does_not_matter():
@@ -105,6 +147,7 @@ def test_default_pairs(spaces, expected):
     [
         ({"form": "oficial"}, "did you mean 'official'"),
         ({"temperature": 0.0}, "temperature must be positive"),
+        ({"chunk": 0}, "chunk must be at least 1"),
         ({"pairs": {}}, "no pairs"),
         ({"pairs": {"va": {**VA, "space": "vaa"}}}, "did you mean 'va'"),
         ({"pairs": {"va": {**VA, "modalities": ("video", "text")}}}, "'text'"),
