@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from mmssl import cli, commands, doctor, files
+from mmssl.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -84,6 +85,11 @@ def parser(name: str, *, about: str, example: str) -> argparse.ArgumentParser:
         help="under a minute; shows that it runs, its figures mean nothing",
     )
     made.add_argument("--out", metavar="FILE.json", help="write the results there")
+    made.add_argument(
+        "--add",
+        action="store_true",
+        help="to the figures that --out holds already; `earlier` says how they came",
+    )
     return made
 
 
@@ -113,7 +119,9 @@ def main(
             probe = out.with_name(f"{out.name}.probe")
             probe.touch()
             probe.unlink()
-        before = machine()
+        earlier = _earlier(arguments, out, options.prog)
+        # Before anything is measured: both may change meanwhile.
+        before, source = machine(), commit()
         print(f"{before['cpu']}, {before['cores']} cores; {before['devices']}")
         measured = measure(arguments)
     except Exception as error:
@@ -130,7 +138,8 @@ def main(
     if measured.text:
         print(f"\n{measured.text}")
     if out is not None:
-        write(out, document(options.prog, measured, arguments, items, before))
+        content = document(options.prog, measured, arguments, items, before, source)
+        write(out, joined(earlier, content) if earlier else content)
         print(f"\nwritten: {out}")
     return cli.OK
 
@@ -141,6 +150,7 @@ def document(
     arguments: argparse.Namespace,
     argv: Sequence[str],
     described: Mapping[str, Any],
+    source: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The content of a results file, JSON-able."""
     return {
@@ -148,13 +158,45 @@ def document(
         "quick": arguments.quick,
         "command": command(name, argv),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-        "git": commit(),
+        "git": dict(source),
         "machine": dict(described),
         "versions": versions(),
         "settings": dict(measured.settings),
         "summary": dict(measured.summary),
         **measured.details,
     }
+
+
+HOW = ("command", "date", "git", "machine", "versions")
+
+
+def joined(earlier: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Both contents in one: new figures replace earlier ones of the same name.
+
+    `earlier` in it lists how the rest was measured.
+    """
+    listed = [*earlier.get("earlier", []), {key: earlier[key] for key in HOW}]
+    both = {key: {**earlier[key], **new[key]} for key in ("settings", "summary")}
+    return {**earlier, **new, **both, "earlier": listed}
+
+
+def _earlier(
+    arguments: argparse.Namespace, out: pathlib.Path | None, name: str
+) -> dict[str, Any]:
+    """What the results are added to."""
+    if not arguments.add:
+        return {}
+    if out is None:
+        raise UserError("--add needs --out FILE.json: the file to add to")
+    if not out.is_file():
+        return {}
+    found = json.loads(out.read_text())
+    if (found.get("benchmark"), found.get("quick")) != (name, arguments.quick):
+        raise UserError(
+            f"--add: {out} holds results of {found.get('benchmark')!r} with "
+            f"quick={found.get('quick')}; give another --out"
+        )
+    return found
 
 
 def machine() -> dict[str, Any]:

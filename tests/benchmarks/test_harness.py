@@ -85,6 +85,31 @@ def test_the_file_holds_machine_versions_spread_and_summary(harness, tmp_path, c
     assert "speed" in capsys.readouterr().out
 
 
+def test_a_part_is_added_and_says_how_the_rest_came(harness, tmp_path, capsys):
+    out = str(tmp_path / "toy.json")
+
+    def part(**figures):
+        found = harness.Measured(figures, dict.fromkeys(figures, 1), {"raw": figures})
+        return lambda arguments: found
+
+    def run(found, *more):
+        return harness.main(options(harness), found, ["--out", out, *more])
+
+    assert run(part(a={"n": 1}, b={"n": 1}), "--config.first=1") == 0
+    assert run(part(b={"n": 2}, c={"n": 2}), "--add") == 0
+    found = json.loads(pathlib.Path(out).read_text())
+    assert found["summary"] == {"a": {"n": 1}, "b": {"n": 2}, "c": {"n": 2}}
+    assert set(found["settings"]) == {"a", "b", "c"}
+    (earlier,) = found["earlier"]
+    assert earlier["command"].endswith("--config.first=1")
+    assert found["command"].endswith("--add")
+    capsys.readouterr()
+    assert run(pytest.fail, "--add", "--quick") == 2
+    assert "quick=False" in capsys.readouterr().err
+    assert harness.main(options(harness), pytest.fail, ["--add"]) == 2
+    assert "--out" in capsys.readouterr().err
+
+
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(
     harness, tmp_path, monkeypatch
 ):
