@@ -6,6 +6,7 @@ the data. Without it the folder does not count: Orbax alone takes an empty folde
 checkpoint, and restores flipped bytes without an error.
 """
 
+import contextlib
 import dataclasses
 import json
 import threading
@@ -172,7 +173,9 @@ class Checkpointer:
         try:
             self.wait()
         finally:
-            self._orbax.close()
+            # It raises once more what `wait` has told.
+            with contextlib.suppress(Exception):
+                self._orbax.close()
 
     def __enter__(self) -> "Checkpointer":
         return self
@@ -308,8 +311,11 @@ class Checkpointer:
         (step, error), self._failure = self._failure, None
         # TensorStore's messages run over pages; the first line says it.
         reason = (str(error).strip() or repr(error)).splitlines()[0][:300]
+        what = "could not be saved"
+        if step in self.steps():
+            what = "was saved, but an older one could not be removed,"
         raise UserError(
-            f"checkpoint {step} could not be saved in {self.directory}: {reason}; "
+            f"checkpoint {step} {what} in {self.directory}: {reason}; "
             f"free disk space or check access, then run the same command again "
             f"(the last good checkpoint is {self.latest()})"
         ) from error

@@ -22,13 +22,14 @@ def keep_compiled() -> str | None:
     Returns:
       The folder, or None where nothing is kept.
     """
-    if not jax.config.jax_enable_compilation_cache:
+    config: Any = jax.config
+    if not config.jax_enable_compilation_cache:
         return None
-    if not jax.config.jax_compilation_cache_dir:
+    if not config.jax_compilation_cache_dir:
         caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         folder = pathlib.Path(caches) / "mmssl" / "compiled"
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-    return jax.config.jax_compilation_cache_dir
+        config.update("jax_compilation_cache_dir", str(folder))
+    return config.jax_compilation_cache_dir
 
 
 class CompiledOnce:
@@ -44,7 +45,7 @@ class CompiledOnce:
     def __init__(self, step: Any):
         self._step = step
         self._compiled: Any = None
-        self._first: Mapping[str, str] = {}
+        self._first: Described = {}
 
     def __call__(self, state: Any, raw: Any, /) -> tuple[Any, Any]:
         """Raises UserError where an argument is not what the first call's was."""
@@ -54,13 +55,7 @@ class CompiledOnce:
         try:
             return self._compiled(state, raw)
         except (TypeError, ValueError) as error:
-            now = _described(state, raw)
-            names = dict.fromkeys([*self._first, *now])
-            changed = [
-                f"{n}: {self._first.get(n, 'absent')} -> {now.get(n, 'absent')}"
-                for n in names
-                if self._first.get(n) != now.get(n)
-            ]
+            changed = _changes(self._first, _described(state, raw))
             if not changed:
                 raise
             raise UserError(
@@ -72,9 +67,24 @@ class CompiledOnce:
             ) from error
 
 
-def _described(state: Any, raw: Any) -> dict[str, str]:
+Described = Mapping[str, tuple[str, str]]
+"""Name of each array to its dtype and shape, and where it lies."""
+
+
+def _described(state: Any, raw: Any) -> Described:
     leaves = trees.named_leaves({"state": state, "batch": raw})
     return {
-        name: f"{x.dtype}{list(x.shape)} on {getattr(x, 'sharding', 'the host')}"
+        name: (f"{x.dtype}{list(x.shape)}", str(getattr(x, "sharding", "the host")))
         for name, x in leaves.items()
     }
+
+
+def _changes(before: Described, after: Described) -> list[str]:
+    absent = ("absent", "absent")
+    lines = []
+    for name in dict.fromkeys([*before, *after]):
+        then, now = before.get(name, absent), after.get(name, absent)
+        if then != now:
+            which = 0 if then[0] != now[0] else 1
+            lines.append(f"{name}: {then[which]} -> {now[which]}")
+    return lines

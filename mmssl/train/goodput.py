@@ -41,7 +41,7 @@ class Goodput:
         clock: Callable[[], float] = time.perf_counter,
     ):
         self._past, self._clock = past, clock
-        self._seconds = dict.fromkeys(PARTS, 0.0)
+        self._seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
         self._now = ("init", clock())
         self.lost_now = 0.0
         self.first = self.step = 0

@@ -53,6 +53,15 @@ def flip(path: pathlib.Path, *, at: int = -1) -> None:
     path.write_bytes(data)
 
 
+def cut(path: pathlib.Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+def longer(path: pathlib.Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\0")
+
+
 def test_round_trip_and_retention(tmp_path):
     fill(tmp_path, [1, 2, 3, 10], keep=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["10", "3"]
@@ -122,7 +131,7 @@ def test_every_file_is_covered(tmp_path):
     files = [p for p in (tmp_path / "good" / "1").rglob("*") if p.is_file()]
     assert len(files) > 3
     for file in files:
-        for fault in (flip, pathlib.Path.unlink, lambda p: p.write_bytes(b"")):
+        for fault in (flip, cut, longer, pathlib.Path.unlink):
             copy = tmp_path / "copy"
             shutil.copytree(tmp_path / "good", copy)
             fault(copy / file.relative_to(tmp_path / "good"))
