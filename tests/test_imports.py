@@ -18,6 +18,7 @@ DOOR = {
     "checkpoints",
     "clips",
     "config",
+    "costs",
     "experiment",
     "init_from",
     "outputs",

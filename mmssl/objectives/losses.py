@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -75,10 +76,12 @@ def pair_terms(
         y = jnp.concatenate([y, jnp.ones_like(y[:, :, :1])], axis=2)
     own = jnp.where(x_mask[:, None] & y_mask, (x[:, None] * y).sum(2), pairwise.MASKED)
     sides = pairwise.Rows(x, x_mask, example_id), pairwise.Rows(y, y_mask, example_id)
-    if chunk is None:
-        x_met, y_met = pairwise.dense(reduction, *sides)
-    else:
-        x_met, y_met = pairwise.streamed(reduction, chunk, *sides)
+    met: Any = (
+        pairwise.dense(reduction, *sides)
+        if chunk is None
+        else pairwise.streamed(reduction, chunk, *sides)
+    )
+    x_met, y_met = met
     best = jax.lax.stop_gradient(own).max(1)
     return PairTerms(
         positive=pairwise.bag(own, y_mask, mean=reduction.mean),
