@@ -81,15 +81,6 @@ def raw_shapes(experiment: Experiment, rows: int) -> RawBatch:
     return RawBatch(media=media, present=present, example_id=ids)
 
 
-def tokens(experiment: Experiment) -> int:
-    """Tokens that the encoder reads in a training step, padding included."""
-    raw = raw_shapes(experiment, experiment.config["batch"])
-    batch = jax.eval_shape(
-        lambda raw: experiment.model.prepare(raw, key=jax.random.key(0)), raw
-    )
-    return sum(int(own.valid.size) for own in batch.modalities.values())
-
-
 def memory(experiment: Experiment) -> Memory:
     """The estimate per device; the state is replicated, the batch is split."""
     model, state = experiment.model, experiment.abstract_state()

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmssl import config as config_lib
 from mmssl import trees
 from mmssl.errors import UserError
 from mmssl.export import manifest as export_manifest
@@ -92,6 +93,17 @@ class Plan:
             f"init_from {self.source.where}: {len(self.taken)} arrays taken",
             *(f"  {kind}: {_some(names)}" for kind, names in kinds.items() if names),
         ]
+
+
+def planned(config: Mapping[str, Any], like: Any, saved: Checkpointer) -> Plan | None:
+    """By a config's `init_from`; None for a run that resumes, or starts afresh.
+
+    Raises:
+      UserError: see `plan`.
+    """
+    if not config.get("init_from") or saved.latest() is not None:
+        return None
+    return config_lib.build(plan, "init_from", like=like, **config["init_from"])
 
 
 def plan(

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from mmssl import check, clips, init_from, outputs, streams
+from mmssl import check, clips, costs, init_from, outputs, streams
 from mmssl import config as config_lib
 from mmssl import workdir as workdir_lib
 from mmssl.data import device, sources
@@ -102,7 +102,7 @@ def train(
         # What these find must not leave a workdir behind.
         check.trace(experiment)
         checkpointer = stack.enter_context(outputs.checkpointer(experiment, folder))
-        start = _start(config, abstract, checkpointer)
+        start = init_from.planned(config, abstract, checkpointer)
         events = metrics.EventLog(outputs.log(folder, "events.jsonl"))
         stack.callback(events.close)
         writers = metrics.Writers([])
@@ -161,7 +161,11 @@ def train(
             log_every=log.get("every", 50),
             max_nonfinite=log.get("max_nonfinite", 10),
             goodput=goodput,
-            work=Work(tokens=check.tokens(experiment)),
+            work=Work(
+                tokens=costs.step_tokens(experiment),
+                flops=costs.step_flops(experiment),
+                peak=costs.peak_flops(),
+            ),
             profile=profile,
         )
         faults = streams.faults(data)
@@ -169,17 +173,6 @@ def train(
             _record(folder, described, data.seen * data.shard[1], faults)
         view.console.print(progress.closing_table(summary, faults=faults))
     return summary
-
-
-def _start(
-    config: Mapping[str, Any], abstract: TrainState, saved: checkpoint.Checkpointer
-) -> init_from.Plan | None:
-    """What a fresh run takes over; None for a run that resumes, or starts afresh."""
-    if not config.get("init_from") or saved.latest() is not None:
-        return None
-    return config_lib.build(
-        init_from.plan, "init_from", like=abstract, **config["init_from"]
-    )
 
 
 def _record(

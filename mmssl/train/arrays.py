@@ -67,7 +67,7 @@ def content_hash(arrays: Iterable[tuple[str, np.ndarray]]) -> str:
     for name, array in arrays:
         digest.update(f"{name} {array.dtype} {list(array.shape)}\n".encode())
         # As bytes: not every dtype (bfloat16) has a buffer of its own.
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

@@ -192,6 +192,8 @@ def train(
     step, interrupted = start, None
     events.write("start", step=start, total=steps, lost=round(goodput.lost_now, 3))
     progress.start(start, steps)
+    if work is not None and work.flops and not work.peak:
+        progress.note("no MFU: there are no figures of what these devices can do")
     goodput.begin(start + 1)
     try:
         with Preemption() as preemption, jax.transfer_guard("disallow"):

@@ -51,6 +51,8 @@ class Speed:
             found["step_seconds"] = 1 / rate
         if work.tokens:
             found["tokens_per_second"] = rate * work.tokens
+        if work.flops:
+            found["flops_per_second"] = rate * work.flops
         if work.flops and work.peak:
             found["mfu"] = rate * work.flops / work.peak
         return found

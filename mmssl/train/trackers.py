@@ -5,6 +5,7 @@ at: `metrics.jsonl` is the record, and a network that fails does not stop a run.
 """
 
 import contextlib
+import importlib
 import json
 import pathlib
 import queue
@@ -63,10 +64,7 @@ class Wandb:
         group: str | None = None,
         tags: tuple[str, ...] = (),
     ):
-        try:
-            import wandb  # noqa: F401  (optional: fail at construction)
-        except ImportError as error:
-            raise _missing("wandb", "wandb") from error
+        self._wandb = _package("wandb")
         self._directory = directory
         self._options = {
             "project": project,
@@ -79,17 +77,15 @@ class Wandb:
         self._run: Any = None
 
     def open(self) -> None:
-        import wandb
-
         identity = self._directory / "wandb" / "run_id"
         identity.parent.mkdir(parents=True, exist_ok=True)
         if not identity.is_file():
             files.write(identity, uuid.uuid4().hex[:12])
-        self._run = wandb.init(
+        self._run = self._wandb.init(
             id=identity.read_text(),
             resume="allow",
             dir=str(self._directory),
-            settings=wandb.Settings(silent=True, console="off"),
+            settings=self._wandb.Settings(silent=True, console="off"),
             **self._options,
         )
         # Their own counter cannot go back to a checkpoint; an axis can.
@@ -127,10 +123,7 @@ class Mlflow:
         tracking_uri: str | None = None,
         name: str | None = None,
     ):
-        try:
-            import mlflow  # noqa: F401  (optional: fail at construction)
-        except ImportError as error:
-            raise _missing("mlflow", "mlflow") from error
+        self._mlflow = _package("mlflow")
         self._directory, self._config = directory, config
         self._experiment, self._uri = experiment, tracking_uri
         self._name = name or directory.name
@@ -138,9 +131,7 @@ class Mlflow:
         self._run = ""
 
     def open(self) -> None:
-        import mlflow
-
-        self._client = mlflow.MlflowClient(tracking_uri=self._uri)
+        self._client = self._mlflow.MlflowClient(tracking_uri=self._uri)
         identity = self._directory / "mlflow_run_id"
         if identity.is_file():
             self._run = identity.read_text()
@@ -159,10 +150,9 @@ class Mlflow:
         files.write(identity, self._run)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        from mlflow.entities import Metric
-
+        metric = _package("mlflow.entities").Metric
         now = round(time.time() * 1000)
-        rows = [Metric(name, float(x), now, step) for name, x in metrics.items()]
+        rows = [metric(name, value, now, step) for name, value in metrics.items()]
         self._client.log_batch(self._run, metrics=rows)
 
     def close(self) -> None:
@@ -253,11 +243,15 @@ TRACKERS = {"wandb": Wandb, "mlflow": Mlflow}
 """`log` key of a config to its tracker."""
 
 
-def _missing(package: str, extra: str) -> UserError:
-    return UserError(
-        f"log.{package} needs {package}, which is not installed; "
-        f"`pip install 'mmssl[{extra}]'`, or leave log.{package} empty"
-    )
+def _package(name: str) -> Any:
+    """An optional package, or a module of it; its extra has the same name."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(
+            f"log.{name} needs {name}, which is not installed; "
+            f"`pip install 'mmssl[{name}]'`, or leave log.{name} empty"
+        ) from error
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -120,3 +120,6 @@ def test_what_is_not_known_of_the_work_is_left_out():
     }
     known = Speed(2.0, 8, 0.1, Work(tokens=100, flops=3e9, peak=12e9)).metrics()
     assert (known["tokens_per_second"], known["mfu"]) == (200.0, 0.5)
+    assert known["flops_per_second"] == 6e9
+    unknown = Speed(2.0, 8, 0.1, Work(tokens=100, flops=3e9)).metrics()
+    assert "mfu" not in unknown
