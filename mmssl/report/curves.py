@@ -15,6 +15,10 @@ CHARTS = (
     (r"(?:.*/)?grad_norm(?:/.+)?", "Gradient norm"),
     (r"(?:.*/)?(?:data_)?wait\w*", "Data wait"),
     (r"(?:.*/)?(?:steps_per_s\w*|clips_per_s\w*|samples_per_s\w*)", "Speed"),
+    (r"tokens_per_s\w*", "Tokens a second"),
+    (r"flops_per_s\w*", "Model FLOPs a second"),
+    (r"mfu", "Model FLOPs utilisation"),
+    (r"goodput/.+", "Share of wall time"),
     (r"health/([^/]+)(?:/.+)?", "Health: {0}"),
     (r"conflict/rate/.+", "Share in conflict"),
     (r"conflict/defined/.+", "Share with both gradients"),
@@ -27,7 +31,7 @@ CHARTS = (
 CONFLICT = ("conflict/", "audit/")
 """Metrics that have a section of their own."""
 
-_SKIP = re.compile(r"step|time|finite|(?:.*/)?(?:wall|elapsed|seconds|eta)\w*")
+_SKIP = re.compile(r"step|step_seconds|time|finite|(?:.*/)?(?:wall|elapsed|seconds|eta)\w*")
 _ROUTINE = ("start", "first step", "end", "checkpoint", "save")
 _PALETTE = ("c-1", "c-2", "c-3", "c-4", "c-5", "c-6")
 # Words of a metric's name that carry one colour everywhere on the page.

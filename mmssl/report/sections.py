@@ -169,7 +169,9 @@ def header(run: Run) -> Markup:
         facts.append(("Clips", f"{sum(used):,}", count))
     seconds = spent(run)
     if seconds is not None:
-        facts.append(("Time", duration(seconds), "logged by the run"))
+        steps = _last(run, "goodput/step")
+        note = f"{steps:.0%} of it in steps" if steps else "logged by the run"
+        facts.append(("Time", duration(seconds), note))
     cells = [
         tag("div", tag("dt", name), tag("dd", tag("b", value), tag("small", note)))
         for name, value, note in facts
