@@ -167,17 +167,21 @@ class Experiment:
         for key, table in tables.items():
             if key in entry:
                 entry[key] = _one_of(table, entry[key], f"harmonizer.{key}")
-        if entry.get("curriculum") is not None:
-            where = "harmonizer.curriculum"
-            if not isinstance(entry["curriculum"], Mapping):
+        filters: dict[str, Any] = {
+            "curriculum": gradients.Curriculum,
+            "trim": gradients.Trim,
+        }
+        for key, constructor in filters.items():
+            if entry.get(key) is None:
+                continue
+            where = f"harmonizer.{key}"
+            if not isinstance(entry[key], Mapping):
                 raise UserError(
-                    f"config {where}: expected its options, like {where}.rule="
-                    f"'threshold', found {entry['curriculum']!r}"
+                    f"config {where}: expected its options, like {where}.steps=1000, "
+                    f"found {entry[key]!r}"
                 )
-            options = {"steps": self.config["steps"], **entry["curriculum"]}
-            entry["curriculum"] = config_lib.build(
-                gradients.Curriculum, where, **_tuples(options)
-            )
+            options = {"steps": self.config["steps"], **entry[key]}
+            entry[key] = config_lib.build(constructor, where, **_tuples(options))
         return config_lib.build(gradients.Harmonizer, "harmonizer", **entry)
 
     # -- optimisation ----------------------------------------------------------------

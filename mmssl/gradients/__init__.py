@@ -4,6 +4,7 @@ from mmssl.gradients.curriculum import Curriculum
 from mmssl.gradients.engines import Embedding, Engine, Plain, Tower, Vmap
 from mmssl.gradients.harmonize import Backward, Harmonizer, backward
 from mmssl.gradients.tapped import ENGINES, Exact, LastK, Sketch, Subset
+from mmssl.gradients.trim import Trim
 from mmssl.gradients.weightings import WEIGHTINGS, Fixed, Sum, Weighting
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Subset",
     "Sum",
     "Tower",
+    "Trim",
     "Vmap",
     "Weighting",
     "backward",

@@ -80,6 +80,15 @@ class Cotangents:
         }
         return dataclasses.replace(self, **scaled)
 
+    def weighed(self, weights: Float[Array, "b k"]) -> "Cotangents":
+        """Those at the encoder's output, times a weight per sample and loss."""
+
+        def weigh(c: jax.Array) -> jax.Array:
+            w = weights.T.astype(c.dtype)
+            return c * w.reshape(*w.shape, *(1,) * (c.ndim - 2))
+
+        return dataclasses.replace(self, encoded=jax.tree.map(weigh, self.encoded))
+
     def row(self, tower: str, k: int) -> Any:
         """The cotangent of loss k at one tower's output, leaves [b, ...]."""
         return jax.tree.map(lambda c: c[k], self.encoded[tower])

@@ -1,7 +1,7 @@
 """From an encoder and losses to one gradient, through weights per sample and loss."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from mmssl.errors import UserError
 from mmssl.gradients import cotangents as ct
+from mmssl.gradients import trim as trim_lib
 from mmssl.gradients.curriculum import Curriculum
 from mmssl.gradients.engines import (
     Embedding,
@@ -27,13 +28,14 @@ from mmssl.types import Metrics, Params
 
 @dataclasses.dataclass(frozen=True)
 class Harmonizer:
-    """Engine, rule and curriculum. Holds no arrays; its state is passed in.
+    """Engine, rule and filters. Holds no arrays; its state is passed in.
 
-    The curriculum filters first, the rule realigns what it keeps.
+    `trim` and the curriculum filter first, the rule realigns what they keep.
 
     Attributes:
       weighting: Gramians [..., k, k] -> weights [..., k].
       curriculum: which samples count, by their conflict; None = all.
+      trim: which samples each loss keeps, by their values; None = all.
       engine: where Gramians come from; not asked where nothing reads them.
       group: samples whose gradients are summed before they are compared: 1 = each by
         itself, n, or 0 = the whole batch (PCGrad).
@@ -47,6 +49,7 @@ class Harmonizer:
 
     weighting: Weighting = dataclasses.field(default_factory=Sum)
     curriculum: Curriculum | None = None
+    trim: trim_lib.Trim | None = None
     engine: Engine = dataclasses.field(default_factory=Vmap)
     group: int = 1
     micro_batch: int = 0
@@ -122,7 +125,7 @@ class Backward:
       losses: by name, unweighted.
       aux: what the loss function returned beside its losses.
       state: the harmonizer's next state.
-      metrics: conflict statistics, name to scalar; empty without Gramians.
+      metrics: conflict statistics and what was trimmed, name to scalar.
       gram: [g, k, k] of the weighted losses; None without.
     """
 
@@ -148,6 +151,7 @@ def backward(
     step: Int[Array, ""],
     key: Key[Array, ""],
     present: Mapping[str, Bool[Array, "b"]] | None = None,
+    per_sample: Callable[[Any], Mapping[str, Float[Array, "b"]]] | None = None,
 ) -> Backward:
     """One forward, one cheap backward per loss to the seam, one harmonized backward.
 
@@ -163,9 +167,12 @@ def backward(
       key: for rules that draw at random.
       present: tower -> which samples have that modality; None = all. A loss that reads
         a tower which a sample lacks is not compared for that sample.
+      per_sample: what `loss_fn` returned beside its losses -> each loss's value per
+        sample; `trim` needs it.
 
     Raises:
-      UserError: sizes that do not divide; see the engines.
+      UserError: sizes that do not divide, see the engines; `trim` without the values of
+        a loss.
     """
     engine = harmonizer.engine if harmonizer.reads_gramian else Plain()
     batch = jax.tree.leaves(rows)[0].shape[0]
@@ -179,6 +186,12 @@ def backward(
     c = ct.per_loss(loss_fn, heads, encoded, present)
     fixed = harmonizer.loss_weights(c.names)
     plain, c = c.losses, c.scaled(fixed)
+    trimmed: Metrics = {}
+    if harmonizer.trim is not None:
+        values = _values(per_sample(c.aux) if per_sample else {}, c.names)
+        kept = harmonizer.trim.keep(values, c.present, step)
+        c = c.weighed(trim_lib.scale(kept, c.present))
+        trimmed = trim_lib.metrics(kept, c.present, c.names)
     weigh = harmonizer.weigher(c.names, state, step, key)
     if pullback is None:
         pulled = _accumulated(
@@ -186,7 +199,7 @@ def backward(
         )
     else:
         pulled = pullback(c, weigh, state["engine"], step)
-    grads, metrics, next_state = pulled.grads, dict(pulled.metrics), state
+    grads, metrics, next_state = pulled.grads, trimmed | pulled.metrics, state
     if pulled.gram is not None:
         gram = pulled.gram
         keep = harmonizer.keep(gram, c.names, state, step)
@@ -208,6 +221,19 @@ def backward(
         metrics=metrics,
         gram=pulled.gram,
     )
+
+
+def _values(
+    by_name: Mapping[str, Float[Array, "b"]], names: Sequence[str]
+) -> Float[Array, "b k"]:
+    missing = [name for name in names if name not in by_name]
+    if missing:
+        raise UserError(
+            f"harmonizer.trim ranks samples by their losses, but there are no values "
+            f"per sample of {missing}; give them, or remove trim"
+        )
+    found = jnp.stack([by_name[name] for name in names], 1).astype(jnp.float32)
+    return jax.lax.stop_gradient(found)
 
 
 # -- micro-batches ---------------------------------------------------------------------

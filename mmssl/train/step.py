@@ -117,6 +117,9 @@ def make_step(
             step=state.step,
             key=rng.stream(key, "harmonizer", state.step),
             present={name: own.present for name, own in batch.modalities.items()},
+            per_sample=lambda outputs: merged(
+                {name: out.per_sample for name, out in outputs.items()}
+            ),
         )
         grads = rules.at_rest({"params": back.params, "heads": back.heads})
         grad_norm = trees.global_norm(grads)

@@ -101,7 +101,7 @@ def losses(heads: Any, z: Any, *, names: Any = K2, mask: Any = None) -> Any:
     `mask` [b]: which samples have text. A sample without takes no part in its losses.
     """
     there = jnp.ones(ROWS, bool) if mask is None else jnp.asarray(mask)
-    made = {}
+    made, values = {}, {}
     for name in names:
         one, other = (z[MODALITIES[letter]] for letter in name)
         other = other.reshape(ROWS, -1, WIDTH)
@@ -114,8 +114,9 @@ def losses(heads: Any, z: Any, *, names: Any = K2, mask: Any = None) -> Any:
         s = jnp.where(valid[None, :, None], s, -1e9)
         own = jax.nn.logsumexp(s[jnp.arange(ROWS), jnp.arange(ROWS)], -1)
         each = jax.nn.logsumexp(s, (1, 2)) - own
-        made[name] = jnp.where(valid, each, 0.0).sum() / ROWS
-    return made, {"rows": ROWS}
+        values[name] = jnp.where(valid, each, 0.0)
+        made[name] = values[name].sum() / ROWS
+    return made, values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,6 +263,7 @@ def compiled(
             step=step,
             key=jax.random.key(5),
             present=None if text is None else {"text": jnp.asarray(text)},
+            per_sample=dict,
         )
         return {field: getattr(back, field) for field in fields}
 
