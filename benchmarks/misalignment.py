@@ -51,7 +51,14 @@ CONTROLS = (
     "loss_ramp",
     "loss_memory",
 )
-HARMONIZED = ("realign", "curriculum", "both", "agree_memory")
+HARMONIZED = (
+    "realign",
+    "curriculum",
+    "both",
+    "agree_memory",
+    "trim",
+    "trim_realign",
+)
 FAMILIES = {
     "gradient": ("conflict", "agree", "norm"),
     "loss": ("loss",),
@@ -225,7 +232,8 @@ def execute(run: Run, arguments: argparse.Namespace, work: pathlib.Path) -> dict
         data=arguments.data,
     )
     recipe = data_lib.CONFIGS / data_lib.WORLDS[run.world].config
-    compared = run.arm == "plain" and not arguments.quick
+    first = run.seed == arguments.seeds[0]
+    compared = run.arm == "plain" and first and not arguments.quick
     engines = scores_lib.ENGINE_GROUPS if compared else ()
     found = runs_lib.run(
         str(recipe),

@@ -105,14 +105,17 @@ class Arm:
 
     Attributes:
       harmonizer: of the config.
+      trim: the harmonizer's trim drops the setting's share of every loss.
       gate: what the host drops: "" nothing; "random"; "loss", the highest of the
-        batch; "oracle", the swapped; or the name of a score.
+        batch; "oracle", the swapped; "oracle_pair", only the losses of the swapped
+        that read what was swapped; or the name of a score.
       rate: another arm whose dropped share `random` and `loss` follow step by step;
         "" = the ramp of the setting.
       like: another arm whose mean weights (`fixed`) or seconds (`longer`) are taken.
     """
 
     harmonizer: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    trim: bool = False
     gate: str = ""
     rate: str = ""
     like: str = ""
@@ -134,6 +137,9 @@ ARMS: dict[str, Arm] = {
     "oracle": Arm(gate="oracle"),
     "random_ramp": Arm(gate="random"),
     "loss_ramp": Arm(gate="loss"),
+    "trim": Arm(trim=True),
+    "trim_realign": Arm(REALIGN, trim=True),
+    "oracle_pair": Arm(gate="oracle_pair"),
     "loss_memory": Arm(gate="loss/all"),
     "agree_memory": Arm(gate="agree_set_raw/all"),
 }
@@ -201,7 +207,7 @@ class Gate:
         k, n = len(self._setting.losses), len(self._wrong)
         share = self._rates[step] if self._rates else self._setting.dropped(step)
         keep, drop = np.ones(n), 0.0
-        if self.rule == "oracle":
+        if self.rule.startswith("oracle"):
             keep = 1.0 - self._wrong
         elif self.rule == "random":
             count = round(share * len(chosen))
@@ -213,6 +219,9 @@ class Gate:
             keep[worst[: round(share * n)]] = 0.0
         self.share = max(drop, 1.0 - float(keep[chosen].mean()))
         table = np.repeat(keep[:, None], k, 1).astype(np.float32)
+        if self.rule == "oracle_pair":
+            letter = self._setting.kind[0]
+            table[:, [letter not in name for name in self._setting.losses]] = 1.0
         return {"table": jnp.asarray(table), "drop": jnp.float32(drop)}
 
     def learn(self, scores: Mapping[str, np.ndarray], rate: float = 0.5) -> None:

@@ -31,6 +31,10 @@ def experiment(
     }
     config |= {"steps": setting.steps, "batch": setting.batch, "seed": seed}
     config["harmonizer"] = {"weighting": "sum", **arm.harmonizer}
+    if arm.trim:
+        begin, end = setting.ramp
+        ramp = {"begin": begin, "steps": end - begin}
+        config["harmonizer"]["trim"] = {"share": setting.share, **ramp}
     config["objectives"]["contrast"]["pairs"] = {
         name: {"modalities": [MODALITIES[m] for m in name], "space": "joint"}
         for name in setting.losses
