@@ -1,0 +1,108 @@
+"""The scripts of launch/: dry runs, shellcheck, the manifest. No cluster is needed."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+from typing import Any
+
+import pytest
+import yaml
+
+from mmssl import cli
+from tests.conftest import ROOT
+
+LAUNCH = ROOT / "launch"
+# Arguments as a person quotes them: spaces, quotes and braces must arrive.
+TRAIN = ["--config", "configs/demo.py", "--workdir", "/data/x", "--config.a={'b': [1]}"]
+TPU = {
+    "NAME": "n",
+    "ZONE": "z",
+    "TYPE": "v5litepod-16",
+    "RUNTIME": "v2-alpha-tpuv5-lite",
+}
+
+
+def script(name: str, *arguments: str, **variables: str) -> Any:
+    return subprocess.run(
+        ["bash", str(LAUNCH / name), *arguments],
+        env={"PATH": os.environ["PATH"], **variables},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=ROOT,
+    )
+
+
+@pytest.mark.parametrize("path", sorted(LAUNCH.glob("*.s*")), ids=lambda p: p.name)
+def test_shellcheck(path: pathlib.Path) -> None:
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed (apt-get install shellcheck)")
+    found = subprocess.run(["shellcheck", path], capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout
+
+
+def arguments_of(line: str) -> list[str]:
+    """What a shell hands to the command of a line."""
+    shown = f"set -- {line}; printf '%s\\0' \"$@\""
+    return subprocess.check_output(["bash", "-c", shown], text=True).split("\0")[:-1]
+
+
+def parsed(words: list[str]) -> Any:
+    rest, overrides = cli.split_overrides(words)
+    return cli.parser().parse_args(rest), overrides
+
+
+def test_slurm_shows_a_command_that_mmssl_takes() -> None:
+    shown = script("slurm.sbatch", "--dry-run", *TRAIN).stdout
+    words = arguments_of(shown)
+    assert words[:2] == ["srun", "--kill-on-bad-exit=1"]
+    arguments, overrides = parsed(words[words.index("train") :])
+    assert (arguments.cluster, arguments.workdir) == ("slurm", "/data/x")
+    assert overrides == TRAIN[-1:]
+
+
+def test_tpu_vm_shows_all_of_its_road() -> None:
+    said = script("tpu_vm.sh", "--dry-run", "resume", *TRAIN, SPOT="1", **TPU).stderr
+    order = ["queued-resources delete", "create n", "--spot", "git archive", "run.sh"]
+    places = [said.index(part) for part in order]
+    assert places == sorted(places)
+    line = next(x for x in said.splitlines() if "mmssl train" in x)
+    arguments, overrides = parsed(arguments_of(line)[1:])
+    assert arguments.cluster == "tpu"
+    assert overrides == TRAIN[-1:]
+
+
+@pytest.mark.parametrize(
+    ("command", "variables", "told"),
+    [
+        ("create", {"NAME": "n", "ZONE": "z"}, "TYPE is not set"),
+        ("delete", {"NAME": "n"}, "ZONE is not set"),
+        ("fly", TPU, "resume    create and install"),
+    ],
+)
+def test_tpu_vm_says_what_is_missing(command, variables, told) -> None:
+    ended = script("tpu_vm.sh", "--dry-run", command, **variables)
+    assert (ended.returncode, told in ended.stderr) == (2, True)
+
+
+def test_manifest_restarts_all_but_after_bad_input() -> None:
+    manifest = yaml.safe_load((LAUNCH / "gke_jobset.yaml").read_text())
+    assert manifest["apiVersion"] == "jobset.x-k8s.io/v1alpha2"
+    (rule,) = manifest["spec"]["failurePolicy"]["rules"]
+    assert rule["onJobFailureReasons"] == ["PodFailurePolicy"]
+    (slices,) = manifest["spec"]["replicatedJobs"]
+    job = slices["template"]["spec"]
+    assert job["parallelism"] == job["completions"]
+    pod = job["template"]["spec"]
+    assert pod["restartPolicy"] == "Never"
+    (container,) = pod["containers"]
+    (on_exit,) = job["podFailurePolicy"]["rules"]
+    assert on_exit["onExitCodes"]["values"] == [cli.USAGE]
+    assert on_exit["onExitCodes"]["containerName"] == container["name"]
+    arguments, overrides = parsed(container["args"])
+    assert arguments.cluster == "tpu"
+    assert (ROOT / arguments.config).is_file()
+    assert len(overrides) == 1
+    mounted = {m["name"] for m in container["volumeMounts"]}
+    assert mounted == {v["name"] for v in pod["volumes"]}
