@@ -44,7 +44,7 @@ def test_shellcheck(path: pathlib.Path) -> None:
 
 def arguments_of(line: str) -> list[str]:
     """What a shell hands to the command of a line."""
-    shown = f"set -- {line}; printf '%s\\0' \"$@\""
+    shown = f"set -- {line.strip()}; printf '%s\\0' \"$@\""
     return subprocess.check_output(["bash", "-c", shown], text=True).split("\0")[:-1]
 
 
