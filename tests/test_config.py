@@ -229,6 +229,22 @@ def test_compared_parameters_are_counted():
         count("weighting=pcgrad", "engine={'kind': 'vmap', 'scope': 'nowhere'}")
 
 
+def test_options_of_entries_that_are_empty_by_default():
+    found = config_lib.load(
+        str(ROOT / "configs" / "demo.py"),
+        [
+            "--config.log.wandb.project=mine",
+            "--config.log.profile=[20,25]",
+            "--config.checkpoint.best.metric=loss",
+            "--config.init_from.path=runs/a",
+        ],
+    )
+    assert found["log"]["wandb"] == {"project": "mine"}
+    assert found["log"]["profile"] == [20, 25]
+    assert found["checkpoint"]["best"] == {"metric": "loss"}
+    assert found["init_from"] == {"path": "runs/a"}
+
+
 def test_a_workdir_of_another_config_is_refused(path):
     old = config_lib.load(path)
     free = ["--config.log.every=7", "--config.data.workers=1"]

@@ -110,6 +110,28 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(trained, load, tm
     assert took == pytest.approx(before + summary.seconds, abs=0.1)
 
 
+def test_a_run_starts_from_the_parameters_of_another(trained, load, tmp_path, capsys):
+    start = f"--config.init_from.path={trained}"
+    fresh = ("--config.seed=5", "--config.optim.peak_lr=1e-9", "--config.steps=3")
+    with pytest.raises(UserError, match=r"init_from: plan takes no 'excluded'"):
+        runs.train(load(start, "--config.init_from.excluded=[]"), str(tmp_path / "w"))
+    assert not (tmp_path / "w").exists()
+    runs.train(load(start, *fresh), str(tmp_path / "w"))
+    assert f"init_from {trained} (step 6): " in capsys.readouterr().out
+    (want, _), (got, _) = leaves(trained, 6), leaves(tmp_path / "w", 3)
+    moments = 0
+    for name, leaf in want.items():
+        if name.startswith("params/"):
+            np.testing.assert_allclose(leaf, got[name], atol=1e-6, err_msg=name)
+        if name.startswith("opt_state/") and leaf.ndim:
+            moments += not np.allclose(leaf, got[name])
+    assert moments
+    last = json.loads((tmp_path / "w/metrics.jsonl").read_text().splitlines()[-1])
+    assert last["tokens_per_second"] > 0
+    assert last["flops_per_second"] > 0
+    assert "mfu" not in last  # a CPU has no figure of its peak
+
+
 def test_the_same_command_after_the_end_does_nothing(trained, load, capsys):
     before = rows(trained)
     assert runs.train(load(), str(trained)).samples == 0

@@ -93,8 +93,10 @@ def _add_ema(parser: argparse.ArgumentParser) -> None:
 def evaluate(arguments: argparse.Namespace) -> None:
     from mmssl import runs
     from mmssl.evals import evaluate as room
+    from mmssl.train import compilation
     from mmssl.workdir import EVAL
 
+    compilation.keep_compiled()
     result = runs.evaluate_run(
         arguments.workdir,
         data=arguments.data,

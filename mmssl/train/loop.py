@@ -190,6 +190,7 @@ def train(
         return state, recorder.summary(start)
 
     step, interrupted = start, None
+    best = checkpointer.retention.best and checkpointer.retention.best.metric
     events.write("start", step=start, total=steps, lost=round(goodput.lost_now, 3))
     progress.start(start, steps)
     if work is not None and work.flops and not work.peak:
@@ -243,7 +244,7 @@ def train(
                             state,
                             data_state,
                             step=step,
-                            metrics=recorder.averages() | found,
+                            metrics=recorder.measured(found, step=step, best=best),
                             spent=goodput.seconds,
                         )
             with goodput.part("checkpoint"):

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import jax
 
-from mmssl.errors import UserError
+from mmssl.errors import UserError, nearest
 from mmssl.train import conflict
 from mmssl.train import health as health_lib
 from mmssl.train.goodput import Goodput
@@ -73,7 +73,7 @@ class TrainSummary:
       start: steps taken before it.
       step: steps taken after it, of `total`.
       seconds: wall time, the first step's compilation included.
-      compile_seconds: until the first step was compiled and dispatched.
+      compile_seconds: of the first step's compilation, or of finding it compiled.
       samples: examples trained on.
       data_wait: share of the time after the first step spent waiting for data.
       first_loss: of its first finite step; None without one.
@@ -156,13 +156,14 @@ class Recorder:
         self._max_nonfinite, self._dump_dir = max_nonfinite, dump_dir
         self._goodput, self._work = goodput or Goodput(), work or Work()
         self._begin = self._after_first = time.perf_counter()
+        self._compiled_before = self._goodput.seconds["compile"]
         self._compile_seconds = 0.0
         self._times: collections.deque[tuple[float, float]] = collections.deque(
             maxlen=_WINDOW + 1
         )
         self._wait = self._samples = self._skipped = self._streak = self._rows = 0
-        self._sums: collections.Counter[str] = collections.Counter()
-        self._summed = 0
+        self._sums: collections.defaultdict[str, float] = collections.defaultdict(float)
+        self._summed, self._unranked_told = 0, False
         self._losses: list[float] = []
         self._health: dict[str, float] = {}
         self._collapsed_before = self._collapse_told = self._fallback = False
@@ -178,7 +179,8 @@ class Recorder:
             self._wait += step.wait
         else:  # the first step compiles: speed is measured after it
             self._after_first = now
-            self._compile_seconds = now - self._begin
+            spent = self._goodput.seconds["compile"]
+            self._compile_seconds = spent - self._compiled_before
             self._events.write(
                 "first_step", step=step.step, seconds=round(self._compile_seconds, 3)
             )
@@ -198,7 +200,8 @@ class Recorder:
         if metrics["finite"]:
             self._streak = 0
             self._losses = [*self._losses[:1], metrics["loss"]]
-            self._sums.update(metrics)
+            for name, value in metrics.items():
+                self._sums[name] += value
             self._summed += 1
         if done.health is not None:
             self._health = _fetched(done.health)
@@ -222,12 +225,33 @@ class Recorder:
         if not metrics["finite"]:
             self._skip(done, metrics)
 
-    def averages(self) -> dict[str, float]:
-        """Means of the metrics over the finite steps since the last call."""
+    def measured(
+        self, found: Mapping[str, float], *, step: int, best: str | None
+    ) -> dict[str, float]:
+        """Metrics of a checkpoint: means over the finite steps since the last call.
+
+        Args:
+          found: metrics of hooks at this step, which come first.
+          step: of the checkpoint.
+          best: what it is to be ranked by; a warning tells once where it is not there.
+        """
         means = {n: total / self._summed for n, total in self._sums.items()}
         self._sums.clear()
         self._summed = 0
-        return means
+        metrics = {**means, **found}
+        if best and best not in metrics and not self._unranked_told:
+            self._unranked_told = True
+            self._warn(
+                f"checkpoint {step} is not ranked: checkpoint.best.metric {best!r} was "
+                f"not measured{nearest(best, metrics)}. A hook's metric counts only "
+                "where the hook runs at the step of a checkpoint",
+                step=step,
+            )
+        return metrics
+
+    def _warn(self, message: str, *, step: int) -> None:
+        self._events.write("warning", step=step, message=message)
+        self._progress.note(f"warning: {message}")
 
     def summary(self, step: int, *, interrupted: str | None = None) -> TrainSummary:
         after = time.perf_counter() - self._after_first

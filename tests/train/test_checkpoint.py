@@ -96,8 +96,14 @@ def test_restores_to_the_shardings_asked_for(tmp_path):
     with Checkpointer(tmp_path) as checkpointer:
         checkpointer.save({"x": jax.device_put(values, rows)}, {}, step=1)
         checkpointer.wait()
-        columns = NamedSharding(mesh, PartitionSpec(None, "x"))
-        for target in (columns, jax.sharding.SingleDeviceSharding(jax.devices()[3])):
+        three = jax.make_mesh((2, 2, 2), tuple("abc"), axis_types=(AxisType.Auto,) * 3)
+        targets = (
+            NamedSharding(mesh, PartitionSpec(None, "x")),
+            NamedSharding(three, PartitionSpec(("c", "a"), "b")),
+            NamedSharding(three, PartitionSpec()),
+            jax.sharding.SingleDeviceSharding(jax.devices()[3]),
+        )
+        for target in targets:
             like = {"x": jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=target)}
             x = checkpointer.restore(like).state["x"]
             assert x.sharding.is_equivalent_to(target, 2)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from mmssl.errors import UserError
+from mmssl.train.hooks import Hook
 from mmssl.train.retention import Best, Retention
 from tests.train import toy_run
 
@@ -60,3 +61,15 @@ def test_a_run_keeps_its_best_checkpoint_by_the_mean_loss(tmp_path):
     )
     kept = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
     assert kept == [4, 10]
+
+
+def test_a_metric_of_a_hook_ranks_where_it_was_measured(tmp_path):
+    recall = {3: 0.9, 6: 0.4, 9: 0.5}
+    hook = Hook(every=3, run=lambda step, state: {"recall": recall.get(step, 0.0)})
+    progress = toy_run.Quiet()
+    options = {"steps": 10, "keep": 1, "hooks": [hook], "progress": progress}
+    toy_run.run(tmp_path, every=2, best=Best("recall"), **options)
+    kept = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
+    assert kept == [6, 10]  # 3 and 9 are no checkpoints' steps
+    (told,) = [note for note in progress.notes if "not ranked" in note]
+    assert "checkpoint 2 is not ranked: checkpoint.best.metric 'recall'" in told
