@@ -34,7 +34,6 @@ class Processes:
     """`count` of them, started together; `wait` gives exit codes and what they said."""
 
     def __init__(self, workdir: pathlib.Path, count: int, *, fault: str = ""):
-        workdir.mkdir(exist_ok=True)
         address = f"localhost:{free_port()}"
         self.begin = time.monotonic()
         self.running = [

@@ -99,6 +99,7 @@ def run(workdir: pathlib.Path, steps: int, fault: list[str]) -> int:
 
 
 def pretrain(arguments: argparse.Namespace) -> int:
+    pathlib.Path(arguments.workdir).mkdir(parents=True, exist_ok=True)
     _, steps, *fault = arguments.config.split(":")
     print("hosts", distributed.hosts(), flush=True)
     return run(pathlib.Path(arguments.workdir), int(steps), fault)
