@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from misalignment_arms import Arm, Gate, Gated, Setting
 from misalignment_data import Clips, order, swapped
-from misalignment_scores import Scorer, auroc
+from misalignment_scores import Scorer, auroc, ceiling
 
 from mmssl import config as config_lib
 from mmssl import runs
@@ -196,7 +196,10 @@ def _row(
         there = np.isfinite(x)
         areas[name] = round(auroc(x[there], wrong[there]), 4)
     losses = {k: round(v, 4) for k, v in metrics.items() if k.startswith("loss")}
-    return {"step": step, "auroc": areas, "train": losses}
+    row: dict[str, Any] = {"step": step, "auroc": areas, "train": losses}
+    if found and wrong.any():
+        row["ceiling"] = round(ceiling(dict(found), wrong), 4)
+    return row
 
 
 def judge(
