@@ -102,6 +102,10 @@ def _print_harmonizer(room: Any, experiment: Any) -> None:
         span = f"{curriculum.ramp}, steps {curriculum.begin:,} to {last:,}"
         level = f"{curriculum.start}{end} ({span})"
         rows.append(("curriculum", f"{curriculum.rule} {level}"))
+    if found.trim is not None:
+        last = found.trim.begin + found.trim.steps
+        span = f"linear, steps {found.trim.begin:,} to {last:,}"
+        rows.append(("trim", f"0 to {found.trim.share:.0%} of every loss ({span})"))
     if found.micro_batch:
         rows.append(("micro-batch", f"{found.micro_batch} samples"))
     print("\n" + commands.table(rows, header=("harmonizer", "")))
