@@ -315,9 +315,11 @@ def collectives(quick: bool) -> dict[str, dict[str, int]]:
     chosen["exact_chunk_8"] = pcgrad(gradients.Exact(chunk=8))
     if quick:
         chosen = {name: chosen[name] for name in MAIN}
+    cells = [(name, "data", h) for name, h in chosen.items()]
+    cells += [(f"{name}_fsdp", "fsdp", chosen[name]) for name in MAIN]
     return {
-        name: moved(Step(QUICK, h, batch=batch).compiled.as_text())
-        for name, h in chosen.items()
+        name: moved(Step(QUICK, h, batch=batch, mesh=axis).compiled.as_text())
+        for name, axis, h in cells
     }
 
 
@@ -328,16 +330,16 @@ def part_collectives(quick: bool, rounds: int) -> harness.Measured:
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
         found = pool.submit(collectives, quick).result()
     total = {name: sum(by_kind.values()) for name, by_kind in found.items()}
-    plain = total.pop("plain")
+    plain = {end: total.pop(f"plain{end}") for end in ("", "_fsdp")}
     summary = {
-        "collective_bytes_plain": harness.spread([plain], unit="B"),
-        **{
-            f"collective_bytes_{name}_minus_plain": harness.spread(
-                [count - plain], unit="B"
-            )
-            for name, count in total.items()
-        },
+        f"collective_bytes_plain{end}": harness.spread([count], unit="B")
+        for end, count in plain.items()
     }
+    for name, count in total.items():
+        more = count - plain["_fsdp" if name.endswith("_fsdp") else ""]
+        summary[f"collective_bytes_{name}_minus_plain"] = harness.spread(
+            [more], unit="B"
+        )
     return harness.Measured(summary, {}, {"collectives": found})
 
 

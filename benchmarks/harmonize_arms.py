@@ -16,6 +16,7 @@ from mmssl.gradients.cotangents import Cotangents
 from mmssl.gradients.engines import Pulled, Weigh
 from mmssl.optim import factory
 from mmssl.parallel import mesh as mesh_lib
+from mmssl.parallel import rules
 from mmssl.train import state as state_lib
 from mmssl.train import step as step_lib
 from mmssl.types import RawBatch
@@ -66,6 +67,7 @@ class Step:
       shape: of the model and its input.
       harmonizer: what makes the arm.
       batch: rows.
+      mesh: the axis of `parallel.mesh` that all devices are on.
       **model: further arguments of `models.build_model`: dtype, scan, remat.
     """
 
@@ -75,6 +77,7 @@ class Step:
         harmonizer: gradients.Harmonizer,
         *,
         batch: int,
+        mesh: str = "data",
         **model: Any,
     ) -> None:
         built = models.build_model(
@@ -95,9 +98,8 @@ class Step:
         heads = models.build_heads(kind="official")
         losses = {"vatt": objectives.OBJECTIVES["contrastive"](heads=heads)}
         optimizer = factory.make_optimizer(steps=1000)
-        mesh = mesh_lib.make_mesh({"data": -1})
-        self._rows = mesh_lib.batch_sharding(mesh)
-        self._replicated = mesh_lib.replicated(mesh)
+        devices = mesh_lib.make_mesh({mesh: -1})
+        self._rows = mesh_lib.batch_sharding(devices)
         self._harmonizer = harmonizer
         self._init = functools.partial(
             state_lib.init_state,
@@ -107,19 +109,21 @@ class Step:
             harmonizer=harmonizer,
             tx=optimizer.tx,
         )
+        step = step_lib.make_step(
+            prepare=built.prepare,
+            encode=built.encode,
+            record=built.record,
+            objectives=losses,
+            harmonizer=harmonizer,
+            tx=optimizer.tx,
+            schedule=optimizer.schedule,
+        )
+        self._split = rules.state_shardings(self.state_shapes, devices)
         self._step = jax.jit(
-            step_lib.make_step(
-                prepare=built.prepare,
-                encode=built.encode,
-                record=built.record,
-                objectives=losses,
-                harmonizer=harmonizer,
-                tx=optimizer.tx,
-                schedule=optimizer.schedule,
-            ),
+            mesh_lib.ambient(devices, step),
             donate_argnums=0,
-            in_shardings=(self._replicated, self._rows),
-            out_shardings=(self._replicated, None),
+            in_shardings=(self._split, self._rows),
+            out_shardings=(self._split, None),
         )
         self._raw_shapes = raw_shapes(shape, batch)
 
@@ -144,7 +148,7 @@ class Step:
 
     def initial(self) -> tuple[Any, RawBatch]:
         """A state, and a batch of noise: all arms of one shape can start from them."""
-        init = jax.jit(self._init, out_shardings=self._replicated)
+        init = jax.jit(self._init, out_shardings=self._split)
         raw = jax.device_put(synthetic(self._raw_shapes), self._rows)
         return init(jax.random.key(0)), raw
 
@@ -152,7 +156,7 @@ class Step:
         """Takes the first step from a copy of `state`; its metrics."""
         state = dataclasses.replace(state, harmonizer=self._harmonizer.init())
         state = jax.tree.map(jnp.copy, state)
-        self._state, self._raw = jax.device_put(state, self._replicated), raw
+        self._state, self._raw = jax.device_put(state, self._split), raw
         return {name: float(value) for name, value in self._take().items()}
 
     def _take(self) -> Any:

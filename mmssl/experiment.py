@@ -4,7 +4,6 @@ Every part is built once, when first asked for, so that `mmssl check --no-data` 
 dataset and `mmssl eval` builds no optimizer it does not need.
 """
 
-import dataclasses
 import functools
 import hashlib
 import json
@@ -231,11 +230,7 @@ class Experiment:
         """
         for name, heads in self.model.heads.items():
             rules.check("heads", heads, self.mesh, what=f"the encoder of {name}")
-        whole, shapes = mesh_lib.replicated(self.mesh), self._shapes
-        split = {n: getattr(shapes, n) for n in ("params", "heads", "opt_state", "ema")}
-        return dataclasses.replace(
-            jax.tree.map(lambda _: whole, shapes), **rules.shardings(split, self.mesh)
-        )
+        return rules.state_shardings(self._shapes, self.mesh)
 
     def init_state(self) -> state_lib.TrainState:
         """The state before the first step: a function of `seed` alone."""

@@ -45,13 +45,13 @@ def fused_attention(
     numbers of tokens only.
     """
     lengths = valid.sum(-1, dtype=jnp.int32)
-    return jax.nn.dot_product_attention(
+    return jax.nn.dot_product_attention(  # pyright: ignore[reportCallIssue]
         query,
         key,
         value,
         scale=1.0,
         key_value_seq_lengths=lengths,
-        implementation=implementation,  # pyright: ignore[reportArgumentType]
+        implementation=implementation,
     )
 
 

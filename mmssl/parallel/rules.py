@@ -7,9 +7,10 @@ arXiv 1910.02054). Along `tensor` it stays split, columns first and rows next
 (arXiv 1909.08053).
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
@@ -48,7 +49,18 @@ PARAMETERS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 """Pattern of a name -> logical axes of the last dimensions: a leading one of stacked
 layers is never split. First match wins; a name without one is an error."""
 
+FOLLOW = ("params", "heads", "opt_state", "ema")
+"""Fields of a train state that hold parameters, or arrays named and shaped so."""
+
 Mesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
+
+S = TypeVar("S", bound="State")
+
+
+class State(Protocol):
+    """A dataclass and a pytree, with the fields `FOLLOW`."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
 
 def spec(
@@ -105,6 +117,19 @@ def shardings(tree: Any, mesh: jax.sharding.Mesh) -> Any:
     """
     return trees.map_named(
         lambda name, x: NamedSharding(mesh, spec(name, x.shape, mesh)), tree
+    )
+
+
+def state_shardings(state: S, mesh: jax.sharding.Mesh) -> S:
+    """At rest, for a whole train state, abstract or concrete; the rest of it is whole.
+
+    Raises:
+      ValueError, UserError: see `spec`.
+    """
+    whole = NamedSharding(mesh, PartitionSpec())
+    follow = {name: getattr(state, name) for name in FOLLOW}
+    return dataclasses.replace(
+        jax.tree.map(lambda _: whole, state), **shardings(follow, mesh)
     )
 
 

@@ -1,5 +1,6 @@
-"""A tiny run, whole, on any mesh: what the tests of sharding share."""
+"""A tiny encoder trained on any mesh: what the tests of sharding share."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -7,90 +8,176 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmssl import config as config_lib
-from mmssl.data import device
-from mmssl.experiment import Experiment
+from mmssl import gradients, models
 from mmssl.parallel import mesh as mesh_lib
-from mmssl.types import RawBatch
+from mmssl.parallel import rules
+from mmssl.types import Batch, Encoded, RawBatch
 
-ROWS, VOCAB = 16, 16
-ONE = {"data": 1}
+ROWS, VOCAB, STEPS, RATE = 16, 16, 3, 0.1
 LAYOUTS: dict[str, dict[str, int]] = {
+    "one": {},
     "data": {"data": 8},
     "fsdp": {"fsdp": 8},
     "tensor": {"data": 4, "tensor": 2},
     "data_fsdp_tensor": {"data": 2, "fsdp": 2, "tensor": 2},
     "replica_data_fsdp": {"replica": 2, "data": 2, "fsdp": 2},
 }
+WAYS: dict[str, tuple[gradients.Engine, bool, int]] = {
+    "exact": (gradients.Exact(), False, 1),
+    # Audited at every step, and never trusted: the fallback is under test, too.
+    "subset_scanned": (gradients.Subset(audit_every=1, rmse=0.0), True, 2),
+}
+"""Name -> engine, scan over layers, layers."""
 
 
-def experiment(mesh: dict[str, int], **changes: Any) -> Experiment:
-    """Two modalities' pairs on one shared encoder; on as many devices as `mesh` has.
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What `STEPS` steps give.
 
-    Momentum, not Adam: Adam's first steps are signs of gradients, which turn rounding
-    into whole steps where a gradient is about zero.
+    Attributes:
+      params: the last, as they lie on the devices.
+      start: the first, on the host.
+      grams: per step [b, k, k].
+      weights: per step [b, k].
     """
-    model = {
-        "size": {"layers": 2, "width": 16, "mlp": 32, "heads": 2},
-        "video": {"patch": [2, 4, 4]},
-        "audio": {"patch": 16},
-        "drop_token": 0.5,
-        "dropout": 0.1,
-    }
-    config = {
-        "seed": 0,
-        "steps": 10,
-        "batch": ROWS,
-        "mesh": mesh,
-        "data": {
-            "seconds": 0.064,
-            "video": {"frames": 4, "size": [8, 8]},
-            "audio": {"rate": 1000},
-            "text": {"length": 4, "candidates": 2},
-        },
-        "model": model | changes.pop("model", {}),
-        "objectives": {"vatt": {"kind": "contrastive", "form": "official"}},
-        "harmonizer": {"weighting": "pcgrad", "engine": "exact"},
-        "optim": {"name": "sgd", "peak_lr": 0.05, "schedule": "constant"},
-        "ema": {},
-    }
-    made = Experiment(config_lib.plain(config | changes))
-    made.model = made.build_model(vocab=VOCAB)
-    count = int(np.prod(list(mesh.values())))
-    made.mesh = mesh_lib.make_mesh(mesh, devices=jax.devices()[:count])
-    return made
+
+    params: Any
+    start: Any
+    grams: list[np.ndarray]
+    weights: list[np.ndarray]
+
+
+def mesh_of(layout: str) -> jax.sharding.Mesh:
+    sizes = LAYOUTS[layout]
+    devices = jax.devices()[: int(np.prod(list(sizes.values())))]
+    return mesh_lib.make_mesh(sizes, devices=devices)
+
+
+def losses(heads: Any, z: Any) -> tuple[dict[str, jax.Array], None]:
+    """The same NCE in two random spaces: gradients that often conflict."""
+    video, text = z["video"], z["text"].mean(1)
+    made = {}
+    for name, head in heads.items():
+        s = (video @ head) @ text.T
+        own = (s * jnp.eye(len(s))).sum(1)
+        made[name] = (jax.nn.logsumexp(s, 1) - own).mean()
+    return made, None
 
 
 @functools.cache
-def batches(count: int) -> tuple[RawBatch, ...]:
-    """Noise; some texts are short, some rows lack a modality."""
+def problem(scan: bool, layers: int) -> tuple[models.Model, Any, Any, list[Batch]]:
+    """Model, parameters, heads and a batch per step, on one device."""
+    model = models.build_model(
+        size={"layers": layers, "width": 16, "mlp": 32, "heads": 2},
+        video={"frames": 2, "size": (4, 4), "patch": (2, 2, 2)},
+        text={"vocab": VOCAB, "length": 3, "candidates": 2},
+        drop_token=0.0,
+        dropout=0.0,
+        scan=scan,
+    )
     r = np.random.default_rng(0)
+    heads = {n: np.asarray(r.normal(0, 0.2, (16, 16)), np.float32) for n in "ab"}
 
-    def one(step: int) -> RawBatch:
-        text = r.integers(1, VOCAB, (ROWS, 2, 4))
+    def batch() -> Batch:
+        text = r.integers(1, VOCAB, (ROWS, 2, 3)).astype(np.int32)
         text[::3, 0, 2:] = 0
-        there = {m: np.ones(ROWS, bool) for m in ("video", "audio", "text")}
-        there["text"][step::5] = False
         media: Any = {
-            "video": r.integers(0, 256, (ROWS, 4, 8, 8, 3)).astype(np.uint8),
-            "audio": r.uniform(-1, 1, (ROWS, 64)).astype(np.float32),
-            "text": (text * there["text"][:, None, None]).astype(np.int32),
+            "video": r.integers(0, 256, (ROWS, 2, 4, 4, 3)).astype(np.uint8),
+            "text": text,
         }
-        ids: Any = np.arange(ROWS, dtype=np.uint32) + ROWS * step
-        present: Any = there
-        return RawBatch(media=media, present=present, example_id=ids)
+        present: Any = {name: np.ones(ROWS, bool) for name in media}
+        ids: Any = np.arange(ROWS, dtype=np.uint32)
+        return prepare(RawBatch(media=media, present=present, example_id=ids))
 
-    return tuple(map(one, range(count)))
+    prepare = jax.jit(model.prepare)
+    params = model.init(jax.random.key(0))
+    return model, jax.device_get(params), heads, [batch() for _ in range(STEPS)]
 
 
-def train(made: Experiment, steps: int) -> tuple[Any, list[Any]]:
-    """(the last state, on its devices; what each step put out, on the host)."""
-    state, outputs = made.init_state(), []
-    for raw in batches(steps):
-        raw = device.put(raw, mesh_lib.batch_sharding(made.mesh))
-        state, output = made.step(state, raw)
-        outputs.append(jax.device_get(output))
-    return state, outputs
+def tower(model: models.Model, name: str) -> gradients.Tower:
+    """One modality's pooled features, as the train step cuts them out."""
+
+    def only(batch: Batch) -> Batch:
+        return dataclasses.replace(batch, modalities={name: batch.modalities[name]})
+
+    def pooled(encoded: Encoded) -> jax.Array:
+        return encoded.pooled[name]
+
+    return gradients.Tower(
+        lambda params, rows: pooled(model.encode(params, only(rows))),
+        lambda params, rows: model.record(params, only(rows), select=pooled),
+    )
+
+
+def harmonizer(way: str) -> gradients.Harmonizer:
+    return gradients.Harmonizer(gradients.WEIGHTINGS["pcgrad"](), engine=WAYS[way][0])
+
+
+@functools.cache
+def program(way: str, layout: str, *, plain: bool = False) -> Any:
+    """The compiled step on a mesh: (params, heads, batch, state) -> (params, ...).
+
+    Plain gradient descent. Adam's first steps are signs of gradients, which turn
+    rounding into whole steps where a gradient is about zero.
+    """
+    _, scan, layers = WAYS[way]
+    model, params, heads, batches = problem(scan, layers)
+    own = gradients.Harmonizer() if plain else harmonizer(way)
+    mesh, zero, key = mesh_of(layout), jnp.zeros((), jnp.int32), jax.random.key(0)
+    towers = {name: tower(model, name) for name in ("video", "text")}
+
+    def step(params: Any, heads: Any, batch: Batch, state: Any) -> Any:
+        back = gradients.backward(
+            towers,
+            params,
+            batch,
+            losses,
+            heads,
+            harmonizer=own,
+            state=state,
+            step=zero,
+            key=key,
+        )
+        grads = rules.at_rest(back.params)
+        params = jax.tree.map(lambda p, g: p - RATE * g, params, grads)
+        if back.gram is None:
+            return params, back.state, None, None
+        weigh = own.weigher(tuple(back.losses), state, zero, key)
+        return params, back.state, back.gram, weigh(back.gram)
+
+    whole, split = mesh_lib.replicated(mesh), rules.shardings(params, mesh)
+    rows = mesh_lib.batch_sharding(mesh)
+    jitted = jax.jit(
+        mesh_lib.ambient(mesh, step),
+        in_shardings=(split, whole, rows, whole),
+        out_shardings=(split, whole, rows, rows),
+    )
+    return compiled(jitted.lower(params, heads, batches[0], own.init()))
+
+
+def compiled(lowered: Any) -> Any:
+    """Compiles; where XLA offers it, by the emitters that take a third of the time."""
+    try:
+        return lowered.compile({"xla_cpu_use_fusion_emitters": False})
+    except jax.errors.JaxRuntimeError:
+        return lowered.compile()
+
+
+@functools.cache
+def train(way: str, layout: str) -> Trained:
+    """A few steps on a mesh."""
+    _, start, heads, batches = problem(*WAYS[way][1:])
+    mesh, step = mesh_of(layout), program(way, layout)
+    whole = mesh_lib.replicated(mesh)
+    params = jax.device_put(start, rules.shardings(start, mesh))
+    heads, state = jax.device_put((heads, harmonizer(way).init()), whole)
+    grams, weights = [], []
+    for batch in batches:
+        rows = jax.device_put(batch, mesh_lib.batch_sharding(mesh))
+        params, state, gram, weight = step(params, heads, rows, state)
+        grams.append(np.asarray(gram))
+        weights.append(np.asarray(weight))
+    return Trained(params, start, grams, weights)
 
 
 def distance(one: Any, other: Any) -> float:
@@ -101,11 +188,3 @@ def distance(one: Any, other: Any) -> float:
         jax.device_get(other),
     )
     return float(np.sqrt(sum(jax.tree.leaves(off))))
-
-
-def weights(made: Experiment, output: Any) -> np.ndarray:
-    """What each sample's share of each loss counted, from the step's Gramians."""
-    weigh = made.harmonizer.weigher(
-        output.losses, made.harmonizer.init(), 0, jax.random.key(0)
-    )
-    return np.asarray(weigh(jnp.asarray(output.gram)))
