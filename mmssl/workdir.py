@@ -5,11 +5,18 @@ import fcntl
 import json
 import os
 import pathlib
+import socket
+import sys
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmssl import files
 from mmssl.errors import UserError
+from mmssl.train import heartbeat
+
+_LATELY = 600.0
+"""Seconds; clocks of machines differ by less."""
 
 CONFIG, DATA, EVAL = "config.json", "data.json", "eval.json"
 """The resolved config; the datasets and what was read of them; the last evaluation."""
@@ -47,6 +54,9 @@ def read(folder: pathlib.Path, name: str, *, remedy: str) -> dict[str, Any]:
 def locked(folder: pathlib.Path) -> Iterator[None]:
     """Holds the workdir for this process; the system lets go when it ends, however.
 
+    On some shared file systems other machines do not see a lock. So where the run
+    showed signs of life on another one of late, it is waited for more of them.
+
     Raises:
       UserError: another process trains in it.
     """
@@ -59,6 +69,32 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
                 f"another process is training in {folder}; wait for it or stop it, or "
                 "give another --workdir"
             ) from None
+        _check_elsewhere(folder)
         yield
     finally:
         os.close(descriptor)
+
+
+def _check_elsewhere(folder: pathlib.Path) -> None:
+    """Raises UserError where the run's first process lives on another machine."""
+    last = heartbeat.read(folder, 0)
+    if (
+        last is None
+        or last.stage == heartbeat.ENDED
+        or last.host == socket.gethostname()
+        or last.silence > _LATELY
+    ):
+        return
+    patience = heartbeat.PATIENCE * last.every
+    print(
+        f"mmssl: {last.host} trained in {folder} {last.silence:.0f} s ago; waiting "
+        f"{patience:.0f} s to see whether it still does",
+        file=sys.stderr,
+    )
+    time.sleep(patience)
+    now = heartbeat.read(folder, 0)
+    if now is not None and (now.host, now.time) != (last.host, last.time):
+        raise UserError(
+            f"{now.host} is training in {folder} (process {now.pid}, step {now.step}); "
+            "wait for it or stop it, or give another --workdir"
+        )
