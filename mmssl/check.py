@@ -82,9 +82,9 @@ def raw_shapes(experiment: Experiment, rows: int) -> RawBatch:
 
 
 def memory(experiment: Experiment) -> Memory:
-    """The estimate per device; the state is replicated, the batch is split."""
+    """The estimate per device: its rows of the batch, its shards of the state."""
     model, state = experiment.model, experiment.abstract_state()
-    rows = experiment.config["batch"] // experiment.mesh.size
+    rows = experiment.config["batch"] // mesh_lib.row_shards(experiment.mesh)
     raw = raw_shapes(experiment, rows)
     harmonizer = experiment.harmonizer
     share = (harmonizer.micro_batch or experiment.config["batch"]) / (
@@ -110,15 +110,21 @@ def memory(experiment: Experiment) -> Memory:
         state=_bytes(state),
         gradients=_bytes((state.params, state.heads)),
         # The backward function also holds the parameters, counted above.
-        activations=round(max(kept - _bytes(state.params), 0) * share),
+        activations=round(max(kept - trees.nbytes(state.params), 0) * share),
         harmonizer=held * jnp.dtype(jnp.float32).itemsize,
         batch=_bytes(raw),
     )
 
 
 def _bytes(tree: Any) -> int:
+    """On one device, where the arrays have shardings."""
+
+    def shape(x: Any) -> tuple[int, ...]:
+        sharding = getattr(x, "sharding", None)
+        return x.shape if sharding is None else sharding.shard_shape(x.shape)
+
     return sum(
-        int(np.prod(x.shape)) * jnp.dtype(x.dtype).itemsize
+        int(np.prod(shape(x))) * jnp.dtype(x.dtype).itemsize
         for x in jax.tree.leaves(tree)
         if hasattr(x, "dtype") and not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
     )
@@ -189,7 +195,7 @@ def real_batch(experiment: Experiment) -> RealBatch:
     Raises:
       UserError: the dataset does not fit the config, or the loss is not finite.
     """
-    shards = experiment.mesh.size
+    shards = mesh_lib.row_shards(experiment.mesh)
     rows = min(experiment.config["batch"], -(-ROWS // shards) * shards)
     small = Experiment({**experiment.config, "batch": rows})
     with contextlib.ExitStack() as stack:
