@@ -17,17 +17,13 @@ from mmssl import trees
 from mmssl.train import heartbeat
 from mmssl.train.checkpoint import Checkpointer
 from tests.conftest import ROOT
+from tests.multiprocess.ports import free_port
 from tests.train import toy_run
 
 STEPS = 12
 REQUEUE = 75
 ABORTED = -6
 """By the runtime, which does not wait for process 0 when it has gone."""
-
-
-def free_port() -> int:
-    with socket.create_server(("", 0)) as server:
-        return server.getsockname()[1]
 
 
 class Processes:
