@@ -26,6 +26,7 @@ OVERRIDES = [
     "{'modalities': ('audio', 'text'), 'space': 'joint'}}",
     # Adam makes full steps of gradients that are zero but for rounding.
     "--config.optim.name=sgd",
+    "--config.optim.warmup=1",
     "--config.log.every=1",
     "--config.log.tensorboard=False",
     "--config.checkpoint.every=2",
