@@ -3,8 +3,10 @@
 The tolerance: float32 sums in another order. A sum of n terms is off by about
 sqrt(n) u of its terms' size, u = 6e-8, n up to a few thousand here; a step passes some
 ten such sums one after the other, and NCE multiplies what reaches it by the gap of its
-logits. That is 1e-5 of the gradient or less; measured, 1e-6. A row, a block or a device
-that counts wrongly is off by its share, 1/16 or more.
+logits. That is 1e-5 of the gradient or less; measured, 1e-6. Gramians hold squares of
+gradients, and weights their quotients, with what the parameters have drifted on top:
+1e-4; measured, 1e-5. A row, a block or a device that counts wrongly is off by its
+share, 1/16 or more.
 """
 
 import importlib
@@ -34,7 +36,7 @@ def test_every_layout_trains_the_same(way, layout):
     assert moved > 0.1
     assert layouts.distance(got.params, wanted.params) < TOLERANCE * moved
     for one, other in zip(wanted.grams, got.grams, strict=True):
-        np.testing.assert_allclose(other, one, atol=TOLERANCE * np.abs(one).max())
+        np.testing.assert_allclose(other, one, atol=10 * TOLERANCE * np.abs(one).max())
     for one, other in zip(wanted.weights, got.weights, strict=True):
         assert one.max() > 1.01  # something conflicts
         np.testing.assert_allclose(other, one, rtol=10 * TOLERANCE)
@@ -45,13 +47,13 @@ def test_kernels_are_split_over_fsdp_and_tensor(layout):
     sizes = layouts.mesh_of(layout).shape
     for name, x in trees.named_leaves(layouts.train("exact", layout).params).items():
         shards = x.size // x.addressable_shards[0].data.size
-        if "attention/" in name or "/mlp_" in name:
-            both = sizes["fsdp"] * sizes["tensor"]
-            assert name.endswith("bias") or shards == both, name
-        elif name.endswith(("kernel", "word/embedding")):
-            assert shards == sizes["fsdp"], name
+        if not name.endswith(("kernel", "word/embedding")):
+            # Biases of what `tensor` splits are split with it; the rest is whole.
+            assert shards in (1, sizes["tensor"]), name
+        elif "attention/" in name or "/mlp_" in name:
+            assert shards == sizes["fsdp"] * sizes["tensor"], name
         else:
-            assert shards == 1, name
+            assert shards == sizes["fsdp"], name
 
 
 @pytest.mark.parametrize("layout", ["data", "fsdp"])
