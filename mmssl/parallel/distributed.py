@@ -97,7 +97,6 @@ def initialize(
         cluster_detection_method="deactivate",
         initialization_timeout=start_timeout,
         heartbeat_timeout_seconds=heartbeat_timeout,
-        shutdown_timeout_seconds=max(60, heartbeat_timeout),
     )
 
 

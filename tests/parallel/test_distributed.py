@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from mmssl import cli
 from mmssl.errors import AgainError, UserError
 from mmssl.parallel import distributed, rollcall
 
@@ -74,6 +75,12 @@ def test_a_port_that_stays_taken_is_told():
         (error,) = call_roll(taken, [0], processes=2, timeout=0.2)
     assert isinstance(error, AgainError)
     assert f"port {taken} of {HOST}" in str(error)
+
+
+def test_missing_processes_are_worth_another_start(capsys):
+    assert cli.report(AgainError("1 of 2 processes did not come")) == 75
+    assert cli.report(UserError("two processes say that they are number 1")) == 2
+    assert "did not come" in capsys.readouterr().err
 
 
 def test_two_of_one_number_are_told(port):
