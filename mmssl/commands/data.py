@@ -1,4 +1,4 @@
-"""`mmssl data build | validate | demo | tokenizer`."""
+"""`mmssl data build | manifest | validate | demo | tokenizer`."""
 
 import argparse
 import os
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmssl import commands
+from mmssl.commands import manifest
 
 
 def add(subparsers: Any) -> None:
@@ -15,12 +16,13 @@ def add(subparsers: Any) -> None:
         "data",
         summary="make, check and describe datasets",
         about="Turns media files and their text into a dataset (TFDS, ArrayRecord "
-        "shards of encoded media), checks one, writes a demo world, trains a "
-        "tokenizer.",
+        "shards of encoded media), finds downloaded public data sets, checks a "
+        "dataset, writes a demo world, trains a tokenizer.",
         example="mmssl data build --folder my_videos --out data/mine",
     )
     members = commands.subcommands(group)
     _add_build(members)
+    manifest.add(members)
     _add_validate(members)
     _add_demo(members)
     _add_tokenizer(members)
@@ -186,6 +188,9 @@ def build(arguments: argparse.Namespace) -> None:
         f"{hours:.2f} hours, {size:.1f} MiB, in {done.seconds:.0f} s"
     )
     print("splits:     " + _counts(done.splits))
+    if coverage := done.dataset.get("coverage"):
+        found = {split: manifest.coverage(counts) for split, counts in coverage.items()}
+        print("found:      " + _counts(found))
     print("modalities: " + _counts(done.modalities))
     for column, classes in done.labels.items():
         print(f"label {column}: " + _counts(classes))
@@ -212,7 +217,7 @@ def build(arguments: argparse.Namespace) -> None:
         print(f"\nnext: mmssl data tokenizer --data {arguments.out}")
 
 
-def _counts(counts: Mapping[str, int], most: int = 8) -> str:
+def _counts(counts: Mapping[str, Any], most: int = 8) -> str:
     shown = [f"{name} {count}" for name, count in list(counts.items())[:most]]
     more = [f"{len(counts) - most} more"] if len(counts) > most else []
     return ", ".join(shown + more) or "none"

@@ -49,6 +49,8 @@ class BuildReport:
       duration_seconds: of all used media together.
       bytes: encoded media in the dataset.
       extra_keys: unknown keys of manifest rows, kept in `meta`, with their counts.
+      dataset: what the manifest says of the data set as a whole, such as `coverage`:
+        split to clips listed by its authors and clips found.
       schema_version: see records.SCHEMA_VERSION.
       seconds: how long the build took.
     """
@@ -67,6 +69,7 @@ class BuildReport:
     duration_seconds: float
     bytes: int
     extra_keys: dict[str, int]
+    dataset: dict[str, Any]
     schema_version: int
     seconds: float
 
@@ -113,6 +116,15 @@ def _leaks(by_split: Mapping[str, list[intake.Checked]]) -> list[dict[str, list[
             if c.sha256:
                 found[c.sha256].setdefault(split, []).append(c.row.id)
     return [places for places in found.values() if len(places) > 1]
+
+
+def _split_names(
+    rows: Iterable[manifest_lib.Row], splits: Mapping[str, float]
+) -> list[str]:
+    """The splits that rows state, and those that others are drawn into."""
+    stated = {row.split for row in rows}
+    drawn = list(splits) if "" in stated else []
+    return [*drawn, *sorted(stated - {"", *drawn})]
 
 
 def _report(
@@ -221,10 +233,11 @@ def build(
       manifest: a JSONL file (see manifest.read_manifest); or
       folder: media files with text beside them (see manifest.scan_folder).
       out: a new folder; gets ArrayRecord shards, TFDS's own JSON files, `mmssl.json`
-        (schema version, label columns, SHA-256 of every file) and `build_report.json`.
+        (schema version, label columns, coverage, SHA-256 of every file) and
+        `build_report.json`.
       splits: name to fraction, by hash of a row's group, or of its id (see
-        splits.split_of); default {"train": 0.9, "test": 0.1}. A split that gets no row
-        is not written.
+        splits.split_of), for rows that state no split; default {"train": 0.9, "test":
+        0.1}. A split that gets no row is not written.
       workers: decoding processes; default one per core.
       limits: what one file may cost.
       pool: an open pool to use instead of workers and limits.
@@ -256,20 +269,22 @@ def build(
         _refuse_nothing(source.source, checked)
         used: dict[str, list[intake.Checked]] = {}
         for c in (c for c in checked if c.fault is None):
-            split = splits_lib.split_of(c.row.group or c.row.id, splits)
-            used.setdefault(split, []).append(c)
-        report = _report(checked, splits, used)
+            drawn = splits_lib.split_of(c.row.group or c.row.id, splits)
+            used.setdefault(c.row.split or drawn, []).append(c)
+        report = _report(checked, _split_names(source.rows, splits), used)
         _refuse_without_room(out, report["bytes"])
         shards = _write(new / "tfds", used, source.label_columns, progress)
         metadata = {
             "schema_version": records.SCHEMA_VERSION,
             "label_columns": list(source.label_columns),
             "splits": report["splits"],
+            "dataset": dict(source.dataset),
             "files": file_hashes(shards),
         }
         result = BuildReport(
             **report,
             extra_keys=dict(source.extra_keys),
+            dataset=dict(source.dataset),
             seconds=time.monotonic() - started,
         )
         _finish(new, shards, metadata=metadata, report=dataclasses.asdict(result))

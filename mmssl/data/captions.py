@@ -11,7 +11,7 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from mmssl.data.records import Segment, Word
@@ -35,6 +35,9 @@ class Captions:
     segments: tuple[Segment, ...] = ()
     words: tuple[Word, ...] = ()
 
+
+_TOUCH = 0.05
+"""Seconds between captions that follow each other without a pause."""
 
 _MAX_SECONDS = 1e9
 """Three decades; what is beyond it is no time in a media file."""
@@ -113,14 +116,63 @@ def parse_words(value: object) -> tuple[Word, ...]:
     return tuple(Word(*row) for row in _timed(value, "words", "word"))
 
 
+def _repeated(before: list[str], words: list[str]) -> int:
+    """How many of the first words repeat the last ones before; 0 for a chance match."""
+    shorter = min(len(before), len(words))
+    for n in range(shorter, 0, -1):
+        if before[-n:] == words[:n]:
+            return n if n >= 3 or n == shorter else 0
+    return 0
+
+
+def without_repeats(segments: Iterable[Segment]) -> tuple[Segment, ...]:
+    """Live captions without what they show twice.
+
+    Captions of recognized speech roll: a line stays on screen while the next is spoken,
+    and is shown again above it. Of a segment that touches the one before it, the words
+    are dropped that repeat the end of the one before: all words of either, or at least
+    three. What is left of the one before ends where the next starts.
+
+    Args:
+      segments: ordered by start, as `parse_segments` gives them.
+    """
+    kept: list[Segment] = []
+    shown: list[str] = []
+    for segment in segments:
+        last = kept[-1] if kept else None
+        before, shown = shown, segment.text.split()
+        if last is None or not last.timed or segment.start > last.end + _TOUCH:
+            kept.append(segment)
+            continue
+        words = shown
+        # Of what was on screen, or of what of it was new.
+        repeated = max(_repeated(b, words) for b in (before, last.text.split()))
+        if repeated == len(words):
+            end = max(last.end, segment.end)
+            kept[-1] = dataclasses.replace(last, end=end)
+            continue
+        if segment.start > last.start:
+            end = min(last.end, segment.start)
+            kept[-1] = dataclasses.replace(last, end=end)
+        text = " ".join(words[repeated:])
+        kept.append(dataclasses.replace(segment, text=text))
+    return tuple(kept)
+
+
 _TIME = r"(?:(\d+):)?(\d{1,2}):(\d{1,2})[.,](\d{1,3})"
 _TIMING = re.compile(rf"\s*{_TIME}\s*-->\s*{_TIME}(?:\s.*)?")
+_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 _MARKUP = re.compile(r"<[^>]*>|\{\\[^}]*\}")
 
 
 def _cue_seconds(hours: str, minutes: str, seconds: str, fraction: str) -> float:
     whole = int(hours or 0) * 3600 + int(minutes) * 60 + int(seconds)
     return whole + int(fraction.ljust(3, "0")) / 1000
+
+
+def _unmarked(text: str) -> str:
+    """Without tags. They part no words: scripts without spaces have them within."""
+    return _MARKUP.sub("", _BREAK.sub(" ", text))
 
 
 def _cues(text: str, *, sort: str) -> Captions:
@@ -142,10 +194,12 @@ def _cues(text: str, *, sort: str) -> Captions:
             raise CaptionError(field=field, expected=expected, found=end)
         body = []
         for following in lines[i + 1 :]:
-            if not following.strip():
+            # In WebVTT a line of spaces is text: rolling captions start with one.
+            blank = not (following if sort == "WebVTT" else following.strip())
+            if blank or "-->" in following:
                 break
             body.append(following)
-        cleaned = _clean(html.unescape(_MARKUP.sub(" ", " ".join(body))))
+        cleaned = _clean(html.unescape(_unmarked(" ".join(body))))
         if cleaned:
             rows.append((start, end, cleaned))
     if not rows and text.strip() not in ("", "WEBVTT"):

@@ -15,9 +15,11 @@ from mmssl.data.faults import Limits, MediaFault
 FORMATS = (
     "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dv,eac3,flac,flv,gif,h264,hevc,ivf,"
     "matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,m4v,mjpeg,mp3,mpeg,mpegts,mpegvideo,mxf,"
-    "nut,obu,ogg,rm,vc1,w64,wav,wtv,wv,y4m,yuv4mpegpipe"
+    "nut,obu,ogg,rm,vc1,w64,wav,wtv,wv,y4m,yuv4mpegpipe,"
+    "bmp_pipe,jpeg_pipe,png_pipe,webp_pipe"
 )
-"""Containers that hold their own data. Playlists (hls, dash, concat, sdp) do not."""
+"""Stills (video of one frame), and containers that hold their own data. Playlists (hls,
+dash, concat, sdp) do not."""
 
 # A window that starts later than this is sought; earlier ones cost less to decode.
 SEEK_AFTER = 4.0

@@ -14,11 +14,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from mmssl.data import captions
+from mmssl.data import captions, splits
 from mmssl.data.records import Segment, Word
 from mmssl.errors import UserError
 
-KEYS = ("id", "group", "media", "text", "segments", "words", "labels", "meta")
+_PLACE = ("id", "group", "split")
+KEYS = (*_PLACE, "media", "text", "segments", "words", "labels", "meta")
 
 # Names other tools use, which must not slip into `meta` unread.
 _ALIASES = {
@@ -55,6 +56,7 @@ class Row:
       faults: (class, detail) of what could not be read beside the media (a caption
         file of a folder); the row is used without it.
       group: rows of one group are in one split; "" for a row on its own.
+      split: as stated; "" for a row whose split is drawn.
     """
 
     id: str
@@ -67,6 +69,7 @@ class Row:
     where: str
     faults: tuple[tuple[str, str], ...] = ()
     group: str = ""
+    split: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,12 +80,14 @@ class Manifest:
       source: the manifest file or the folder.
       label_columns: sorted names of all label columns.
       extra_keys: unknown keys of rows, kept in each row's `meta`, with their counts.
+      dataset: facts of the data set as a whole, such as its coverage.
     """
 
     source: pathlib.Path
     rows: tuple[Row, ...]
     label_columns: tuple[str, ...]
     extra_keys: Mapping[str, int]
+    dataset: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def _is_unicode(text: str) -> bool:
@@ -194,6 +199,10 @@ def _row(fields: _Fields, source: pathlib.Path, where: str, checks: _Checks) -> 
     media = fields.string("media", "the path of a media file, relative to the manifest")
     id = fields.string("id", "a non-empty string") or media
     group = fields.string("group", "a non-empty string")
+    split = fields.string("split", "the name of a split")
+    if split and not splits.is_name(split):
+        expected = "a name of small letters, digits and '_', other than 'all'"
+        raise fields.error("split", expected, split, "rename the split")
     segments = fields.texts("text", captions.parse_text) + fields.texts(
         "segments", captions.parse_segments
     )
@@ -223,6 +232,7 @@ def _row(fields: _Fields, source: pathlib.Path, where: str, checks: _Checks) -> 
         | ({"group": group} if group else {}),
         where=where,
         group=group,
+        split=split,
     )
 
 
@@ -252,11 +262,14 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     """Reads and checks a JSONL manifest: one JSON object a line.
 
     Keys of a row: `id` (default: `media` as written), `group` (what the clips of one
-    source share: they go into one split; kept in `meta` too), `media` (path
-    relative to the manifest; absent for text-only rows), `text` (string or list of
-    strings, for the whole clip), `segments` and `words` (timed, see captions.py),
-    `labels` {column: string or number}, `meta` {any: JSON}. Other keys are kept in
-    `meta`, unless they look like a mistyped key.
+    source share: they go into one split; kept in `meta` too), `split` (where it is
+    published; default: drawn), `media` (path relative to the manifest; absent for
+    text-only rows), `text` (string or list of strings, for the whole clip), `segments`
+    and `words` (timed, see captions.py), `labels` {column: string or number}, `meta`
+    {any: JSON}. Other keys are kept in `meta`, unless they look like a mistyped key.
+
+    A line `{"dataset": {...}}`, with that key alone, is about the whole: recipes write
+    the coverage there.
 
     Raises:
       UserError: names the line and the field; also for a missing or empty manifest,
@@ -271,8 +284,12 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
         )
     checks = _Checks(source)
     extra_keys: collections.Counter[str] = collections.Counter()
-    rows = []
+    rows: list[Row] = []
+    dataset: dict[str, Any] = {}
     for line, value in _lines(source):
+        if value.keys() == {"dataset"} and isinstance(value["dataset"], dict):
+            dataset |= value["dataset"]
+            continue
         fields = _Fields(source, line, value)
         rows.append(_row(fields, source, f"line {line}", checks))
         extra_keys.update(value.keys() - set(KEYS))
@@ -282,7 +299,7 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
             'example {"id": "a", "media": "a.mp4", "text": "a dog barks"}'
         )
     columns = tuple(sorted(checks.types))
-    return Manifest(source, tuple(rows), columns, dict(extra_keys))
+    return Manifest(source, tuple(rows), columns, dict(extra_keys), dataset)
 
 
 def _beside(media: pathlib.Path) -> tuple[captions.Captions, list[tuple[str, str]]]:

@@ -20,7 +20,7 @@ SCHEMA_VERSION = 1
 """Version of the features below; a dataset of another version is refused."""
 
 METADATA_FILE = "mmssl.json"
-"""Schema version, label columns and the SHA-256 of every file of the dataset."""
+"""Schema version, label columns, coverage, the SHA-256 of every file of the dataset."""
 
 REPORT_FILE = "build_report.json"
 """What the build used and left out."""
@@ -163,7 +163,8 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Returns:
       `schema_version`, `label_columns` (list of str), `splits` {name: rows},
-      `files` {file name: {"sha256", "bytes"}}.
+      `files` {file name: {"sha256", "bytes"}}, `dataset` {as in the manifest; absent
+      where an older release built it}.
 
     Raises:
       UserError: no dataset there, an unreadable metadata file, or another schema

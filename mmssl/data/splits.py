@@ -25,6 +25,11 @@ def split_of(key: str, splits: Mapping[str, float]) -> str:
     return list(splits)[-1]  # the fractions sum to 1 only up to rounding
 
 
+def is_name(name: str) -> bool:
+    """Whether a split may be called so: small letters, digits and "_"; not "all"."""
+    return re.fullmatch(r"[a-z][a-z0-9_]*", name) is not None and name != "all"
+
+
 def check_splits(splits: Mapping[str, float]) -> None:
     """Refuses fractions that are not a partition.
 
@@ -33,7 +38,7 @@ def check_splits(splits: Mapping[str, float]) -> None:
     """
     example = "for example train=0.9,test=0.1"
     for name, fraction in splits.items():
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name == "all":
+        if not is_name(name):
             raise UserError(
                 f"split {name!r}: expected a name of small letters, digits and '_', "
                 f"other than 'all'; {example}"

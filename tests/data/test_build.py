@@ -298,3 +298,24 @@ def test_arguments(tmp_path):
     with pytest.raises(UserError, match="must sum to 1"):
         make(tmp_path, 1, splits={"train": 0.5})
     assert not (tmp_path / "out").exists()
+
+
+def test_stated_splits_and_coverage_are_kept(tmp_path):
+    (tmp_path / "m.mp4").write_bytes(b"media")
+    rows = [
+        {"id": "a", "media": "m.mp4", "split": "validation"},
+        {"id": "b", "text": "t", "split": "test"},
+        {"dataset": {"coverage": {"test": {"listed": 9, "found": 1}}}},
+    ]
+    path = tmp_path / "m.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out, report = make(tmp_path, 0, folder=None, manifest=path)
+    assert report.splits == {"test": 1, "validation": 1}
+    assert sources.open_dataset(out, "validation")[0].id == "a"
+    assert records.read_metadata(out)["dataset"] == report.dataset == rows[2]["dataset"]
+
+    rows += [{"id": f"c{i}", "text": "t"} for i in range(20)]  # these are drawn
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, report = make(tmp_path, 0, folder=None, manifest=path, out=tmp_path / "more")
+    assert list(report.splits) == ["train", "test", "validation"]
+    assert (sum(report.splits.values()), report.splits["validation"]) == (22, 1)

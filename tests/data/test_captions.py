@@ -147,3 +147,47 @@ def test_latin1_is_refused_with_a_remedy(tmp_path):
 def test_untimed_come_first():
     mixed = captions.parse_text("a") + captions.parse_segments([[0, 1, "b"]])
     assert mixed[1] == Segment(0.0, 1.0, "b")
+
+
+def of(*rows):
+    return tuple(Segment(*row) for row in rows)
+
+
+def test_rolling_captions_say_things_once():
+    rolling = of(
+        (0.0, 4.0, "we cut the"),
+        (2.0, 6.0, "we cut the onion"),
+        (4.0, 8.0, "onion in half and"),
+        (6.0, 9.0, "onion in half and"),
+        (20.0, 22.0, "in half and"),
+    )
+    assert captions.without_repeats(rolling) == of(
+        (0.0, 2.0, "we cut the"),
+        (2.0, 4.0, "onion"),
+        (4.0, 9.0, "in half and"),
+        (20.0, 22.0, "in half and"),  # said again, after a pause
+    )
+
+
+def test_what_is_no_repeat_stays():
+    nan = math.nan
+    rows = of(
+        (nan, nan, "a title"),
+        (nan, nan, "a title"),
+        (0.0, 2.0, "so now we take the"),
+        (2.0, 4.0, "the pan"),  # one shared word of several is chance
+        (4.0, 6.0, "Жарим лук"),
+        (4.0, 6.0, "炒洋葱"),
+    )
+    assert captions.without_repeats(rows) == rows
+
+
+def test_tags_part_no_words(tmp_path):
+    path = tmp_path / "a.vtt"
+    path.write_text(
+        "WEBVTT\n\n00:00.000 --> 00:01.000\n \n日本<00:00.500><c>語です</c><br>โลก\n"
+        "00:01.000 --> 00:02.000\nnext\n",
+        encoding="utf-8",
+    )
+    found = captions.read_captions(path).segments
+    assert [s.text for s in found] == ["日本語です โลก", "next"]

@@ -188,3 +188,18 @@ def test_splits_depend_on_the_key_alone():
 def test_bad_splits(fractions, message):
     with pytest.raises(UserError, match=message):
         splits.check_splits(fractions)
+
+
+def test_a_bad_split_name(tmp_path):
+    path = write(tmp_path, {"id": "a", "text": "t", "split": "Train 1"})
+    with pytest.raises(UserError, match=r"line 1, field 'split': .*found Train 1"):
+        manifest.read_manifest(path)
+
+
+def test_the_line_about_the_dataset(tmp_path):
+    about = {"dataset": {"recipe": "x"}}
+    path = write(tmp_path, ROW | {"dataset": "mine"}, about)
+    read = manifest.read_manifest(path)
+    assert [row.id for row in read.rows] == ["a"]
+    assert read.rows[0].meta == {"dataset": "mine"}
+    assert read.dataset == {"recipe": "x"}

@@ -1,0 +1,1 @@
+"""Public data sets, as they lie on disk after downloading, to our manifest."""
