@@ -316,11 +316,14 @@ def export_run(
         "name": folder.name,
         "config": config,
         "step": int(state.step),
+        "ema": ema,
         **{key: config[key] for key in ("steps", "batch", "seed")},
     }
     for key, name in (("data", workdir_lib.DATA), ("eval", workdir_lib.EVAL)):
         if (folder / name).is_file():
             info[key] = workdir_lib.read(folder, name, remedy="run `mmssl eval` again")
+    if info.get("eval", {}).get("ema", False) != ema:
+        del info["eval"]  # its figures are those of other weights
     for key in ("command", "train_seconds"):
         if key in info.get("data", {}):
             info[key.removeprefix("train_")] = info["data"][key]

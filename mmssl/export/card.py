@@ -18,6 +18,7 @@ class RunInfo(TypedDict, total=False):
       data: what data.json holds: counts, coverage, faults.
       eval: what eval.json holds; numbers below a key trained, random or chance.
       step: of the checkpoint; steps: of the whole run.
+      ema: whether the weights are the running average up to that step.
       batch: examples per step.
       seed: of the run.
       seconds: of training.
@@ -33,6 +34,7 @@ class RunInfo(TypedDict, total=False):
     eval: Mapping[str, Any]
     step: int
     steps: int
+    ema: bool
     batch: int
     seed: int
     seconds: float
@@ -124,6 +126,7 @@ def write_card(
     seconds = run.get("seconds")
     compute = [
         ("steps", ABSENT if step is None else f"{step} of {steps or 'unknown'}"),
+        ("weights", "running average" if run.get("ema") else "of the last step"),
         ("batch", run.get("batch", ABSENT)),
         ("seed", run.get("seed", ABSENT)),
         ("training time", ABSENT if seconds is None else f"{seconds:.0f} s"),

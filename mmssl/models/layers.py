@@ -213,7 +213,8 @@ class AggregationToken(nn.Module):
         token = self.param(
             "token", nn.initializers.truncated_normal(width**-0.5), (width,)
         )
-        return jnp.broadcast_to(token.astype(self.dtype), (rows, 1, width))
+        # Cast last: the gradient's sum over rows is then float32.
+        return jnp.broadcast_to(token, (rows, 1, width)).astype(self.dtype)
 
 
 def relative_bucket(
