@@ -96,16 +96,21 @@ def memory(experiment: Experiment) -> Memory:
         losses = len(trace(experiment).losses)
         held = losses * harmonizer.engine.held(state.params, groups)
 
-    def residuals(params: Any, raw: RawBatch) -> Any:
-        key = jax.random.key(0)
-        batch = model.prepare(raw, key=key)
-        keys = rng.per_row(key, rows)
-        _, backward = jax.vjp(
-            lambda p: model.encode(p, batch, keys=keys).pooled, params
-        )
-        return backward
+    def kept(rows: int) -> int:
+        """Bytes of the backward function: activations, and some of the parameters."""
 
-    kept = _bytes(jax.eval_shape(residuals, state.params, raw))
+        def residuals(params: Any, raw: RawBatch) -> Any:
+            key = jax.random.key(0)
+            batch = model.prepare(raw, key=key)
+            keys = rng.per_row(key, rows)
+            _, backward = jax.vjp(
+                lambda p: model.encode(p, batch, keys=keys).pooled, params
+            )
+            return backward
+
+        raw = raw_shapes(experiment, rows)
+        return _bytes(jax.eval_shape(residuals, state.params, raw))
+
     return Memory(
         state=_bytes(state),
         gradients=_bytes((state.params, state.heads)),

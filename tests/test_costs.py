@@ -25,19 +25,17 @@ VATT = (
     "--config.model.scan=False",
     "--config.model.dtype=float32",
 )
-SIZE = {"width": 768, "mlp": 3072, "heads": 12}
+SIZE = {"layers": 2, "width": 768, "mlp": 3072, "heads": 12}
 
 
-@pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("recipe", ["vatt_ma_medium.py", "vatt_mbs.py"])
-def test_the_formula_is_what_xla_counts(recipe, layers):
+def test_the_formula_is_what_xla_counts(recipe):
     """At VATT's real shapes, where products are nearly everything; nothing compiled."""
-    size = {**SIZE, "layers": layers}
-    made = experiment(recipe, *VATT, f"--config.model.size={size}")
+    made = experiment(recipe, *VATT, f"--config.model.size={SIZE}")
     raw = check.raw_shapes(made, made.config["batch"])
     lowered = made.step.lower(made.abstract_state(), raw)
     counted = lowered.cost_analysis()["flops"]
-    assert costs.step_flops(made) == pytest.approx(counted, rel=0.04)
+    assert costs.step_flops(made) == pytest.approx(counted, rel=0.015)
 
 
 def test_parts_grow_as_they_should():

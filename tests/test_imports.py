@@ -14,6 +14,7 @@ MAX_LINES = 400
 LEAF = {"types", "rng", "trees", "errors", "files"}
 NUMERIC = {"jax", "numpy", "jaxtyping", "optax"}
 DOOR = {
+    "ahead",
     "cli",
     "checkpoints",
     "clips",

@@ -16,10 +16,14 @@ def add(subparsers: Any) -> None:
         summary="shapes, sizes, memory and one real batch, without training",
         about="Builds everything that training would build and reports token shapes, "
         "parameter counts, an estimate of the memory, whether the dataset fits the "
-        "config, and one real batch run through the losses.",
+        "config, and one real batch run through the losses. With --topology, the "
+        "step is compiled for those chips on simulated CPUs instead: sharding errors, "
+        "memory per device, collectives, and an estimate of the step's time.",
         example="""
             mmssl check --config configs/demo.py --config.data.path=data/mine
             mmssl check --config configs/vatt_ma_medium.py --no-data
+            mmssl check --config configs/vatt_ma_medium.py --no-data \\
+                --topology v5e-256
         """,
     )
     add_config(parser)
@@ -28,6 +32,11 @@ def add(subparsers: Any) -> None:
         action="store_true",
         help="open neither dataset nor tokenizer",
     )
+    parser.add_argument(
+        "--topology",
+        metavar="CHIP-N",
+        help="compile for that many chips, like v5e-256 or h100x64; nothing is run",
+    )
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -35,6 +44,11 @@ def check(arguments: argparse.Namespace) -> None:
     from mmssl import config as config_lib
     from mmssl import experiment as experiment_lib
 
+    if arguments.topology:
+        from mmssl import ahead, costs
+
+        chip, count = costs.topology(arguments.topology)
+        ahead.simulate(count)
     config = config_lib.load(arguments.config, arguments.overrides)
     experiment = experiment_lib.Experiment(config)
     if arguments.no_data:
@@ -49,6 +63,9 @@ def check(arguments: argparse.Namespace) -> None:
     _print_model(room, experiment)
     _print_harmonizer(room, experiment)
     _print_memory(room, experiment)
+    if arguments.topology:
+        _print_forecast(ahead.forecast(experiment, chip), arguments.topology)
+        return
     if arguments.no_data:
         if experiment.view_kwargs["text"] is not None:
             vocab = experiment.model.specs["text"].vocab
@@ -105,7 +122,8 @@ def _print_harmonizer(room: Any, experiment: Any) -> None:
     if found.trim is not None:
         last = found.trim.begin + found.trim.steps
         span = f"linear, steps {found.trim.begin:,} to {last:,}"
-        rows.append(("trim", f"0 to {found.trim.share:.0%} of every loss ({span})"))
+        shares = ", ".join(f"{s:.0%} of {n}" for n, s in found.trim.share.items())
+        rows.append(("trim", f"0 to {shares} ({span})"))
     if found.micro_batch:
         rows.append(("micro-batch", f"{found.micro_batch} samples"))
     print("\n" + commands.table(rows, header=("harmonizer", "")))
@@ -125,6 +143,42 @@ def _print_memory(room: Any, experiment: Any) -> None:
     batch = experiment.config["batch"]
     print(f"\nmemory per device, mesh {mesh}, global batch {batch}:")
     print(commands.table(rows))
+
+
+def _print_forecast(found: Any, name: str) -> None:
+    from mmssl.parallel import traffic
+
+    print(
+        f"\n{name}: compiled for {found.devices} simulated CPU devices in "
+        f"{found.compile_seconds:.0f} s; nothing was run"
+    )
+    together = found.arguments + found.temporary
+    share = together / found.chip.memory
+    rows = [
+        ("state and batch", _size(found.arguments)),
+        ("everything else, at most", _size(found.temporary)),
+        ("together", f"{_size(together)}, {share:.0%} of a chip's memory"),
+    ]
+    print("\n" + commands.table(rows, header=("compiled, per device", "")))
+    kinds = traffic.by_kind(found.collectives)
+    moved = [(kind, times, _size(round(n))) for kind, (times, n) in kinds.items()]
+    head = ("collective", "per step", "sent by a device, at most")
+    print("\n" + commands.table(moved, header=head) if moved else "\nno collectives")
+    least, most = found.step_seconds
+    rows = [
+        ("compute", f"{found.compute_seconds * 1e3:.3g} ms"),
+        ("links within an island", f"{found.link_seconds * 1e3:.3g} ms"),
+        ("network between islands", f"{found.network_seconds * 1e3:.3g} ms"),
+        (
+            "step",
+            f"{least * 1e3:.3g} ms if all overlap, {most * 1e3:.3g} ms if none do",
+        ),
+    ]
+    print(
+        f"\n{found.flops / 1e12:.4g} TFLOP per step (the model's; see docs/scaling.md)"
+    )
+    print(commands.table(rows, header=("estimate at peak speeds", "")))
+    print("an estimate, not a measurement: real steps reach 30 to 60% of the peak")
 
 
 def _size(count: int) -> str:

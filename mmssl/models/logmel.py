@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from mmssl.parallel import collectives
+
 
 def waveform(audio: jax.Array) -> Float[Array, "b s"]:
     """[b, s] float in [-1, 1] as it is, or int16 scaled by 1/32768, to float32."""
@@ -99,7 +101,7 @@ def log_mel(
     size = 1 << (window - 1).bit_length()
     scaled = jnp.asarray(hann * (2.0 / hann.sum()), jnp.float32)
     cut = jnp.take(padded, jnp.asarray(index), axis=1) * scaled[None, None]
-    spectrum = jnp.abs(jnp.fft.rfft(cut, n=size))
+    spectrum = collectives.by_row(lambda x: jnp.abs(jnp.fft.rfft(x, n=size)), cut)
     bank = mel_matrix(bins=size // 2 + 1, rate=rate, mels=mels, fmin=fmin, fmax=fmax)
     bands = jnp.dot(
         spectrum, jnp.asarray(bank, jnp.float32), precision=jax.lax.Precision.HIGHEST

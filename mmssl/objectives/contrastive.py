@@ -85,7 +85,7 @@ class CrossModalContrast:
     form: str = "official"
     temperature: float = 0.07
     bias: float = -10.0
-    chunk: int | None = 1024
+    chunk: int | None = 512
 
     def __post_init__(self) -> None:
         if self.form not in FORMS:

@@ -84,7 +84,7 @@ def pair_terms(
     x_met, y_met = met
     best = jax.lax.stop_gradient(own).max(1)
     return PairTerms(
-        positive=pairwise.bag(own, y_mask, mean=reduction.mean),
+        positive=reduction.bag(own, y_mask, 1),
         x_others=x_met.total,
         y_others=y_met.total,
         valid=x_mask & y_mask.any(1),

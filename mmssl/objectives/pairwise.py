@@ -5,8 +5,8 @@ definition. `streamed` is the same in tiles, round a ring of devices, computed a
 the backward pass: it keeps the embeddings and two numbers per row. The pairs that count
 are those of different samples; a sample's own pair is the caller's.
 
-A sample with n candidates is one bag: its logit with x is the log of the sum (MIL-NCE,
-Miech et al., CVPR 2020) or of the mean of its candidates' exponentials.
+A sample with n candidates is one bag: its logit with x is the log of the sum, or of the
+mean, of their exponentials.
 """
 
 import abc
@@ -56,18 +56,27 @@ class Met:
     best: Float[Array, "b"]
 
 
+X, Y = (1, 2), (0, 1)
+"""The axes of logits [i, n, j] that are reduced for a row of x, and for one of y.
+
+Candidates stand in the middle: reductions along a last axis of five are slow."""
+
+
 class Reduction(abc.ABC):
     """How a row's logits with all other samples become one number."""
 
-    mean: bool
-    """Bags by the mean of exponentials, not the sum."""
+    @abc.abstractmethod
+    def bag(self, logits: jax.Array, mask: jax.Array, axis: int) -> jax.Array:
+        """One logit per sample from those of its candidates along `axis`."""
 
     @abc.abstractmethod
-    def whole(self, bags: Float[Array, "i j"], axis: int) -> jax.Array:
-        """All at once, fit for autodiff."""
+    def whole(self, logits: jax.Array, mask: jax.Array, side: Any) -> jax.Array:
+        """Totals of one side, `X` or `Y`, from all logits; fit for autodiff."""
 
     @abc.abstractmethod
-    def add(self, met: Met, bags: Float[Array, "i j"], axis: int, best: Any) -> Any:
+    def add(
+        self, met: Met, best: jax.Array, logits: jax.Array, mask: jax.Array, side: Any
+    ) -> jax.Array:
         """`met.total` with one tile more; `best` is the largest logit after it."""
 
     def finish(self, met: Met) -> Met:
@@ -75,79 +84,90 @@ class Reduction(abc.ABC):
         return met
 
     @abc.abstractmethod
-    def slope(self, bags: Float[Array, "i j"], total: jax.Array) -> jax.Array:
-        """d total / d bags; `total` broadcasts to them."""
+    def slope(
+        self, total: jax.Array, logits: jax.Array, mask: jax.Array
+    ) -> Float[Array, "i n j"]:
+        """d total / d logits; `total` broadcasts to them."""
 
 
 class LogSumExp(Reduction):
-    """The denominators of NCE."""
+    """The denominators of NCE; bags by the sum of exponentials (MIL-NCE)."""
 
-    mean = False
+    def bag(self, logits: jax.Array, mask: jax.Array, axis: int) -> jax.Array:
+        del mask
+        return jax.nn.logsumexp(logits, axis=axis)
 
-    def whole(self, bags: jax.Array, axis: int) -> jax.Array:
-        return jax.nn.logsumexp(bags, axis=axis)
+    def whole(self, logits: jax.Array, mask: jax.Array, side: Any) -> jax.Array:
+        del mask
+        return jax.nn.logsumexp(logits, axis=side)
 
-    def add(self, met: Met, bags: jax.Array, axis: int, best: jax.Array) -> jax.Array:
-        more = jnp.exp(bags - jnp.expand_dims(best, axis)).sum(axis)
+    def add(
+        self, met: Met, best: jax.Array, logits: jax.Array, mask: jax.Array, side: Any
+    ) -> jax.Array:
+        del mask
+        more = jnp.exp(logits - jnp.expand_dims(best, side)).sum(side)
         return met.total * jnp.exp(met.best - best) + more
 
     def finish(self, met: Met) -> Met:
         return dataclasses.replace(met, total=met.best + jnp.log(met.total))
 
-    def slope(self, bags: jax.Array, total: jax.Array) -> jax.Array:
-        return jnp.exp(bags - total)
+    def slope(
+        self, total: jax.Array, logits: jax.Array, mask: jax.Array
+    ) -> Float[Array, "i n j"]:
+        del mask
+        return jnp.exp(logits - total)
 
 
 class SumSoftplus(Reduction):
-    """The negatives of the sigmoid loss."""
+    """The negatives of the sigmoid loss; bags by the mean of exponentials."""
 
-    mean = True
+    def bag(self, logits: jax.Array, mask: jax.Array, axis: int) -> jax.Array:
+        if logits.shape[axis] == 1:
+            return logits.squeeze(axis)
+        count = jnp.maximum(mask.sum(axis), 1).astype(jnp.float32)
+        return jax.nn.logsumexp(logits, axis=axis) - jnp.log(count)
 
-    def whole(self, bags: jax.Array, axis: int) -> jax.Array:
-        return jax.nn.softplus(bags).sum(axis)
+    def whole(self, logits: jax.Array, mask: jax.Array, side: Any) -> jax.Array:
+        return jax.nn.softplus(self.bag(logits, mask, 1)).sum(1 if side == X else 0)
 
-    def add(self, met: Met, bags: jax.Array, axis: int, best: jax.Array) -> jax.Array:
+    def add(
+        self, met: Met, best: jax.Array, logits: jax.Array, mask: jax.Array, side: Any
+    ) -> jax.Array:
         del best
-        return met.total + self.whole(bags, axis)
+        return met.total + self.whole(logits, mask, side)
 
-    def slope(self, bags: jax.Array, total: jax.Array) -> jax.Array:
+    def slope(
+        self, total: jax.Array, logits: jax.Array, mask: jax.Array
+    ) -> Float[Array, "i n j"]:
         del total
-        return jax.nn.sigmoid(bags)
+        outer = jax.nn.sigmoid(self.bag(logits, mask, 1))[:, None]
+        return outer * jax.nn.softmax(logits, axis=1) if logits.shape[1] > 1 else outer
 
 
 LOG_SUM_EXP = LogSumExp()
 SUM_SOFTPLUS = SumSoftplus()
 
-
-def bag(
-    logits: Float[Array, "*rows n"], mask: Bool[Array, "*rows n"], *, mean: bool
-) -> Float[Array, "*rows"]:
-    """A bag's logit from those of its candidates, `MASKED` where missing."""
-    one = logits.shape[-1] == 1
-    total = logits[..., 0] if one else jax.nn.logsumexp(logits, axis=-1)
-    return total - jnp.log(jnp.maximum(mask.sum(-1), 1)) if mean else total
+# HIGHEST: accelerators would otherwise multiply in bfloat16 or TF32, and division by a
+# small temperature turns that error into whole percents of the loss.
+_product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
-def _logits(x: Rows, y: Rows) -> Float[Array, "i j n"]:
-    """`MASKED` where a side is missing or both are one sample."""
-    # HIGHEST: accelerators would otherwise multiply in bfloat16 or TF32, and division
-    # by a small temperature turns that error into whole percents of the loss.
-    logits = jnp.einsum(
-        "ie,jne->ijn", x.vectors, y.vectors, precision=jax.lax.Precision.HIGHEST
-    )
+def _meet(x: Rows, y: Rows) -> tuple[Float[Array, "i n j"], Bool[Array, "1 n j"]]:
+    """Logits, `MASKED` where a side is missing or both are one sample; y's mask."""
+    logits = _product("ie,nje->inj", x.vectors, y.vectors.swapaxes(0, 1))
     others = x.example_id[:, None] != y.example_id[None, :]
-    allowed = (x.mask[:, None] & others)[:, :, None] & y.mask[None]
-    return jnp.where(allowed, logits, MASKED)
+    mask = y.mask.T[None]
+    allowed = (x.mask[:, None] & others)[:, None] & mask
+    return jnp.where(allowed, logits, MASKED), mask
 
 
 def dense(reduction: Reduction, x: Rows, y: Rows) -> tuple[Met, Met]:
     """(what the rows of x met, what those of y met)."""
-    logits = _logits(x, y)
-    bags = bag(logits, y.mask[None], mean=reduction.mean)
-    best = jax.lax.stop_gradient(logits).max(2)
+    logits, mask = _meet(x, y)
+    fixed = jax.lax.stop_gradient(logits)
     return (
-        Met(reduction.whole(bags, 1), best.max(1)),
-        Met(reduction.whole(bags, 0), best.max(0)),
+        Met(reduction.whole(logits, mask, X), fixed.max(X)),
+        Met(reduction.whole(logits, mask, Y), fixed.max(Y)),
     )
 
 
@@ -156,15 +176,13 @@ def streamed(reduction: Reduction, chunk: int, x: Rows, y: Rows) -> tuple[Met, M
     """`dense` in tiles of `chunk` by `chunk` rows; see `collectives.all_pairs`."""
 
     def tile(x: Rows, y: Rows, x_met: Met, y_met: Met) -> tuple[Met, Met]:
-        logits = _logits(x, y)
-        bags = bag(logits, y.mask[None], mean=reduction.mean)
-        largest = logits.max(2)
+        logits, mask = _meet(x, y)
 
-        def more(met: Met, axis: int) -> Met:
-            best = jnp.maximum(met.best, largest.max(axis))
-            return Met(reduction.add(met, bags, axis, best), best)
+        def more(met: Met, side: Any) -> Met:
+            best = jnp.maximum(met.best, logits.max(side))
+            return Met(reduction.add(met, best, logits, mask, side), best)
 
-        return more(x_met, 1), more(y_met, 0)
+        return more(x_met, X), more(y_met, Y)
 
     def nothing(rows: Rows) -> Met:
         b = rows.example_id.shape
@@ -187,15 +205,16 @@ def _backward(reduction: Reduction, chunk: int, kept: Any, given: Any) -> Any:
 
     def tile(x: Any, y: Any, dx: jax.Array, dy: jax.Array) -> tuple[Any, Any]:
         (x, x_total, x_given), (y, y_total, y_given) = x, y
-        logits = _logits(x, y)
-        bags = bag(logits, y.mask[None], mean=reduction.mean)
-        each = x_given[:, None] * reduction.slope(bags, x_total[:, None])
-        each += y_given[None, :] * reduction.slope(bags, y_total[None, :])
-        inside = jax.nn.softmax(logits, axis=2) if logits.shape[2] > 1 else 1.0
-        share = jnp.where(logits > MASKED, each[:, :, None] * inside, 0.0)
-        product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-        dx += product("ijn,jne->ie", share, y.vectors)
-        dy += product("ijn,ie->jne", share, x.vectors)
+        logits, mask = _meet(x, y)
+
+        def share(given: jax.Array, total: jax.Array, side: Any) -> jax.Array:
+            total = jnp.expand_dims(total, side)
+            return jnp.expand_dims(given, side) * reduction.slope(total, logits, mask)
+
+        slope = share(x_given, x_total, X) + share(y_given, y_total, Y)
+        slope = jnp.where(logits > MASKED, slope, 0.0)
+        dx += _product("inj,nje->ie", slope, y.vectors.swapaxes(0, 1))
+        dy += _product("inj,ie->nje", slope, x.vectors).swapaxes(0, 1)
         return dx, dy
 
     dx, dy = collectives.all_pairs(

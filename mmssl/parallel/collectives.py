@@ -1,13 +1,13 @@
-"""All pairs of rows of two batches: tiles on a device, a ring between devices.
+"""Work on a sharded batch that XLA would not split well by itself.
 
-Device d holds its rows of x and y. The rows of x, and what is summed up for them, go
+All pairs of rows of two batches are met in tiles on a device, a ring between devices:
+device d holds its rows of x and y. The rows of x, and what is summed up for them, go
 round the ring of devices; those of y stay. After as many hops as there are devices,
 everything is back home, and no device ever held more than its share and one tile.
 """
 
 import functools
 import itertools
-import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -43,9 +43,7 @@ def all_pairs(
     Returns:
       (x_sums, y_sums) after all tiles.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(axis for axis in mesh_lib.ROWS if axis in mesh.axis_names)
-    devices = math.prod(mesh.shape[axis] for axis in axes)
+    axes, devices = _devices()
     ring = functools.partial(_ring, tile, chunk=chunk, axes=axes, devices=devices)
     if devices == 1:
         return ring(x, y, x_sums, y_sums)
@@ -53,6 +51,25 @@ def all_pairs(
     return jax.shard_map(ring, in_specs=rows, out_specs=rows, check_vma=False)(
         x, y, x_sums, y_sums
     )
+
+
+def by_row(f: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """f(x), each device on its own rows; f must be row-wise.
+
+    For what XLA gathers otherwise, like FFTs. Reads the ambient mesh.
+    """
+    axes, devices = _devices()
+    if devices == 1 or x.shape[0] % devices:
+        return f(x)
+    rows = PartitionSpec(axes)
+    return jax.shard_map(f, in_specs=rows, out_specs=rows, check_vma=False)(x)
+
+
+def _devices() -> tuple[tuple[str, ...], int]:
+    """The axes of the ambient mesh that split a batch, and into how many parts."""
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(axis for axis in mesh_lib.ROWS if axis in mesh.axis_names)
+    return axes, mesh_lib.row_shards(mesh)
 
 
 def _ring(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmssl.parallel import collectives
+from mmssl.parallel import collectives, traffic
 from mmssl.parallel import mesh as mesh_lib
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -80,3 +80,19 @@ def test_every_pair_is_met_once_round_the_ring(shape):
         found,
         swept(x, y, B),
     )
+
+
+def test_an_fft_stays_on_its_rows():
+    """XLA alone would gather the whole batch for it."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(B, 32)), jnp.float32)
+    mesh = mesh_lib.make_mesh({"data": 4, "fsdp": 2})
+
+    def spectrum(x):
+        return collectives.by_row(lambda own: jnp.abs(jnp.fft.rfft(own)), x)
+
+    with jax.set_mesh(mesh):
+        rows = jax.device_put(x, mesh_lib.batch_sharding(mesh))
+        compiled = jax.jit(spectrum).lower(rows).compile()
+    assert traffic.collectives(compiled.as_text()) == []
+    np.testing.assert_allclose(compiled(rows), spectrum(x), rtol=1e-5, atol=1e-5)
+    assert spectrum(x[:3]).shape == (3, 17)
