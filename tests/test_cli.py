@@ -25,6 +25,7 @@ DEMO = "--config configs/demo.py"
 
 COMMANDS = (
     ["data", "build"],
+    ["data", "manifest"],
     ["data", "validate"],
     ["data", "demo"],
     ["data", "tokenizer"],

@@ -38,7 +38,7 @@ def of(listed: int | None, found: int) -> dict[str, int | None]:
 
 def asr(*rows: tuple[float, float, Any]) -> dict[str, list[Any]]:
     start, end, text = zip(*rows, strict=True)
-    return {"start": start, "end": end, "text": text}
+    return {"start": list(start), "end": list(end), "text": list(text)}
 
 
 _KINETICS = {
