@@ -84,7 +84,6 @@ def train(arguments: argparse.Namespace) -> int:
     from mmssl.parallel import distributed
     from mmssl.train import compilation
 
-    compilation.keep_compiled()
     distributed.initialize(
         arguments.cluster,
         coordinator=arguments.coordinator,
@@ -93,6 +92,7 @@ def train(arguments: argparse.Namespace) -> int:
         start_timeout=arguments.start_timeout,
         heartbeat_timeout=arguments.heartbeat_timeout,
     )
+    compilation.keep_compiled()
     if not distributed.several():
         return pretrain(arguments)
     try:

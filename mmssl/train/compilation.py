@@ -1,7 +1,9 @@
 """Compiling the train step: kept between runs, and done once in each."""
 
+import logging
 import os
 import pathlib
+import platform
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,15 +11,17 @@ import jax
 
 from mmssl import trees
 from mmssl.errors import UserError
+from mmssl.parallel import distributed
 
 
 def keep_compiled() -> str | None:
     """Lets JAX keep compiled programs in a folder, so that a restart compiles nothing.
 
-    The folder is `mmssl/compiled` in the user's cache folder. JAX's own variables come
-    first: JAX_COMPILATION_CACHE_DIR names another one, and with
+    The folder is `mmssl/compiled` in the user's cache folder; on a CPU one of this
+    host below it, since programs are made for one type of CPU. JAX's own variables
+    come first: JAX_COMPILATION_CACHE_DIR names another one, and with
     JAX_ENABLE_COMPILATION_CACHE=false nothing is kept. Programs that took less than a
-    second are not.
+    second are not. Call it once the processes of a run have found each other.
 
     Returns:
       The folder, or None where nothing is kept.
@@ -25,11 +29,24 @@ def keep_compiled() -> str | None:
     config: Any = jax.config
     if not config.jax_enable_compilation_cache:
         return None
+    cpu = jax.default_backend() == "cpu"
+    if cpu and distributed.several():
+        # A trial of what accelerators do; its messages must not be lost, see below.
+        return config.jax_compilation_cache_dir
+    if cpu:
+        _quieten()
     if not config.jax_compilation_cache_dir:
         caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        folder = pathlib.Path(caches) / "mmssl" / "compiled"
+        folder = pathlib.Path(caches, "mmssl", "compiled", platform.node() * cpu)
         config.update("jax_compilation_cache_dir", str(folder))
     return config.jax_compilation_cache_dir
+
+
+def _quieten() -> None:
+    """XLA takes its own tuning flags for features that the CPU lacks, and prints pages
+    about them as errors with every program that it loads."""
+    jax.config.update("jax_logging_level", "CRITICAL")
+    logging.getLogger("jax").setLevel(logging.WARNING)
 
 
 class CompiledOnce:

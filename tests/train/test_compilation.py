@@ -1,5 +1,6 @@
 """The step compiles once, and what it compiled is kept."""
 
+import platform
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mmssl.errors import UserError
-from mmssl.train import profile
+from mmssl.train import compilation, profile
 from mmssl.train.compilation import CompiledOnce, keep_compiled
 from tests.train import toy_run
 
@@ -97,32 +98,46 @@ print(sum(name.endswith("cache_hits") for name in hits))
 
 
 def compiled_in(environment) -> tuple[str, int]:
-    out = subprocess.run(
+    run = subprocess.run(
         [sys.executable, "-c", SCRIPT],
         env={"JAX_PLATFORMS": "cpu", "HOME": "/nowhere", **environment},
         cwd=toy_run.pathlib.Path(__file__).parents[2],
         capture_output=True,
         text=True,
         check=True,
-    ).stdout.split()
+    )
+    assert "AOT result" not in run.stderr, run.stderr
+    out = run.stdout.split()
     return out[-2], int(out[-1])
 
 
 @pytest.mark.slow
 def test_a_second_process_finds_what_the_first_compiled(tmp_path):
     caches = {"XDG_CACHE_HOME": str(tmp_path)}
-    folder = str(tmp_path / "mmssl" / "compiled")
+    folder = str(tmp_path / "mmssl" / "compiled" / platform.node())
     assert compiled_in(caches) == (folder, 0)
     found, hits = compiled_in(caches)
     assert found == folder
     assert hits > 0
 
 
-def test_jaxs_own_settings_come_first(monkeypatch):
-    assert keep_compiled() is None  # the tests have switched it off
-    monkeypatch.setattr(jax.config, "jax_enable_compilation_cache", True)
-    monkeypatch.setattr(jax.config, "jax_compilation_cache_dir", "/elsewhere")
+@pytest.fixture
+def named_folder(monkeypatch):
+    """As if JAX's variables had switched the cache on, and named a folder."""
+    monkeypatch.setattr(compilation, "_quieten", lambda: None)
+    jax.config.update("jax_enable_compilation_cache", True)
+    jax.config.update("jax_compilation_cache_dir", "/elsewhere")
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_enable_compilation_cache", False)
+
+
+def test_a_folder_that_is_named_comes_first(named_folder):
     assert keep_compiled() == "/elsewhere"
+
+
+def test_switched_off_nothing_is_kept():
+    assert keep_compiled() is None  # as for all tests
 
 
 def test_a_profile_of_two_steps(tmp_path):
