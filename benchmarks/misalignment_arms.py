@@ -105,7 +105,8 @@ class Arm:
 
     Attributes:
       harmonizer: of the config.
-      trim: the harmonizer's trim drops the setting's share of every loss.
+      trim: the harmonizer's trim drops the setting's share, of those losses that read
+        what was swapped.
       gate: what the host drops: "" nothing; "random"; "loss", the highest of the
         batch; "oracle", the swapped; "oracle_pair", only the losses of the swapped
         that read what was swapped; or the name of a score.

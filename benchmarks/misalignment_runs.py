@@ -33,8 +33,10 @@ def experiment(
     config["harmonizer"] = {"weighting": "sum", **arm.harmonizer}
     if arm.trim:
         begin, end = setting.ramp
-        ramp = {"begin": begin, "steps": end - begin}
-        config["harmonizer"]["trim"] = {"share": setting.share, **ramp}
+        # Which modality is in doubt is known: speech, say, not which clip's.
+        share = {n: setting.share for n in setting.losses if setting.kind[0] in n}
+        trim = {"share": share, "begin": begin, "steps": end - begin}
+        config["harmonizer"]["trim"] = trim
     config["objectives"]["contrast"]["pairs"] = {
         name: {"modalities": [MODALITIES[m] for m in name], "space": "joint"}
         for name in setting.losses

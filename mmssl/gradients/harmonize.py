@@ -35,7 +35,7 @@ class Harmonizer:
     Attributes:
       weighting: Gramians [..., k, k] -> weights [..., k].
       curriculum: which samples count, by their conflict; None = all.
-      trim: which samples each loss keeps, by their values; None = all.
+      trim: which samples a loss keeps, by its values; None = all.
       engine: where Gramians come from; not asked where nothing reads them.
       group: samples whose gradients are summed before they are compared: 1 = each by
         itself, n, or 0 = the whole batch (PCGrad).
@@ -189,7 +189,7 @@ def backward(
     trimmed: Metrics = {}
     if harmonizer.trim is not None:
         values = _values(per_sample(c.aux) if per_sample else {}, c.names)
-        kept = harmonizer.trim.keep(values, c.present, step)
+        kept = harmonizer.trim.keep(values, c.present, names=c.names, step=step)
         c = c.weighed(trim_lib.scale(kept, c.present))
         trimmed = trim_lib.metrics(kept, c.present, c.names)
     weigh = harmonizer.weigher(c.names, state, step, key)

@@ -18,31 +18,46 @@ HALF = tuple(i not in (0, 3) for i in range(toy.ROWS))
 """Samples 0 and 3 have no text."""
 
 
+BOTH = {"va": 0.5, "vt": 0.5}
+
+
 def keep(values, *, share=0.5, step=1, present=None):
     values = jnp.asarray(values, jnp.float32)
     there = jnp.ones(values.shape, bool) if present is None else jnp.asarray(present)
-    return np.asarray(Trim(share=share, steps=1).keep(values, there, jnp.int32(step)))
+    names = [str(k) for k in range(values.shape[1])]
+    one = Trim(share=dict.fromkeys(names, share), steps=1)
+    return np.asarray(one.keep(values, there, names=names, step=jnp.int32(step)))
 
 
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"share": 1.0}, r"share: expected in \(0, 1\), got 1.0"),
-        ({"share": 0.0}, r"share: .*got 0.0"),
-        ({"share": float("nan")}, r"share: .*got nan"),
+        ({"share": 0.5}, r"share: expected a share for each loss.*got 0.5"),
+        ({"share": {}}, r"share: expected a share for each loss.*got {}"),
+        ({"share": {"vt": 1.0}}, r"share: expected in \(0, 1\), got vt: 1.0"),
+        ({"share": {"vt": 0.0}}, r"share: .*got vt: 0.0"),
+        ({"share": {"vt": float("nan")}}, r"share: .*got vt: nan"),
+        ({"share": {"vt": "x"}}, r"share: .*got vt: 'x'"),
         ({"steps": 0}, r"steps: expected a whole number from 1 on, got 0"),
         ({"begin": 0.5}, r"begin: expected a whole number from 0 on, got 0.5"),
     ],
 )
 def test_options_out_of_range_are_named(kwargs, message):
     with pytest.raises(ValueError, match=message):
-        Trim(**{"share": 0.5, "steps": 10, **kwargs})
+        Trim(**{"share": BOTH, "steps": 10, **kwargs})
 
 
-def test_the_share_grows_from_nothing_and_stays():
-    one = Trim(share=0.4, steps=100, begin=50)
-    steps = jnp.asarray([0, 50, 75, 150, 1000])
-    np.testing.assert_allclose(one.level(steps), [0, 0, 0.1, 0.4, 0.4], atol=1e-7)
+def test_the_shares_grow_from_nothing_and_stay():
+    one = Trim(share={"vt": 0.4}, steps=100, begin=50)
+    found = [one.level(jnp.int32(s), ("va", "vt")) for s in (0, 50, 75, 150, 1000)]
+    expected = [[0, 0], [0, 0], [0, 0.1], [0, 0.4], [0, 0.4]]
+    np.testing.assert_allclose(found, expected, atol=1e-7)
+
+
+def test_a_loss_that_is_not_there_is_named():
+    one = Trim(share={"vtt": 0.4}, steps=1)
+    with pytest.raises(UserError, match=r"'vtt' among \['va', 'vt'\]; did you mean"):
+        one.level(jnp.int32(0), ("va", "vt"))
 
 
 def test_every_loss_drops_its_own_highest():
@@ -93,7 +108,7 @@ def trimmed_weights():
 @pytest.mark.parametrize("micro_batch", [0, 4])
 def test_the_gradient_is_that_of_the_kept_shares(micro_batch):
     """Without text a sample is a negative: its share of that loss stays as it is."""
-    half = Trim(share=0.5, steps=1)
+    half = Trim(share=BOTH, steps=1)
     harmonizer = Harmonizer(trim=half, micro_batch=micro_batch)
     back = toy.run(harmonizer, text=HALF, step=1, fields=("params", "metrics", "gram"))
     expected = toy.weighted(toy.explicit(), trimmed_weights())
@@ -106,7 +121,7 @@ def test_the_gradient_is_that_of_the_kept_shares(micro_batch):
 def test_what_is_dropped_is_not_realigned():
     """A sample that lost one of its two losses has no conflict left."""
     harmonizer = Harmonizer(
-        PCGrad(), trim=Trim(share=0.5, steps=1), engine=Exact(scope="shared/.*")
+        PCGrad(), trim=Trim(share=BOTH, steps=1), engine=Exact(scope="shared/.*")
     )
     back = toy.run(harmonizer, text=HALF, step=1, fields=("gram", "metrics"))
     zero = trimmed_weights() == 0
@@ -119,7 +134,7 @@ def test_what_is_dropped_is_not_realigned():
 
 def test_values_per_sample_are_asked_for():
     p = toy.problem()
-    harmonizer = Harmonizer(trim=Trim(share=0.5, steps=1))
+    harmonizer = Harmonizer(trim=Trim(share=BOTH, steps=1))
     with pytest.raises(UserError, match=r"harmonizer.trim .*\['va', 'vt'\]"):
         backward(
             toy.towers(),
