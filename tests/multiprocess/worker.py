@@ -2,7 +2,7 @@
 
     python worker.py train --config toy:STEPS[:FAULT:PROCESS:BATCH] --workdir W ...
 
-FAULT happens to one process before it reads a batch: `kill`, `term`, `usr1`, `hang`.
+FAULT happens to one process before it reads a batch: `kill`, `usr1`, `hang`, `bad`.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import jax
 from mmssl import cli, outputs
 from mmssl.commands import train as command
 from mmssl.data import device
+from mmssl.errors import UserError
 from mmssl.parallel import distributed
 from mmssl.parallel import mesh as mesh_lib
 from mmssl.train import goodput, heartbeat, loop, metrics
@@ -27,7 +28,7 @@ from mmssl.train.preemption import REQUEUE_EXIT_CODE
 from mmssl.train.watchdog import Watchdog
 from tests.train import toy_run
 
-SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "usr1": signal.SIGUSR1}
+SIGNALS = {"kill": signal.SIGKILL, "usr1": signal.SIGUSR1}
 SAVE_EVERY = 3
 
 
@@ -41,6 +42,8 @@ def batches(
         if fault[1:] == [str(jax.process_index()), str(pipeline.index)]:
             if fault[0] == "hang":
                 time.sleep(1000)
+            if fault[0] == "bad":
+                raise UserError("only here")
             os.kill(os.getpid(), SIGNALS[fault[0]])
         mine = jax.tree.map(lambda x: jax.device_get(x)[rows], raw)
         yield device.put(mine, mesh_lib.batch_sharding(mesh)), info[rows], wait, state
