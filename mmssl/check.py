@@ -114,8 +114,8 @@ def memory(experiment: Experiment) -> Memory:
     return Memory(
         state=_bytes(state),
         gradients=_bytes((state.params, state.heads)),
-        # The backward function also holds the parameters, counted above.
-        activations=round(max(kept - trees.nbytes(state.params), 0) * share),
+        # The parameters among them, counted above, do not grow with the rows.
+        activations=round((kept(2 * rows) - kept(rows)) * share),
         harmonizer=held * jnp.dtype(jnp.float32).itemsize,
         batch=_bytes(raw),
     )
