@@ -238,9 +238,19 @@ def _json(text: str) -> Captions:
     segments = parse_segments(value.get("segments", []))
     # Speech recognizers repeat the whole transcript as "text" beside their segments.
     whole = parse_text(value["text"]) if "text" in value and not segments else ()
-    return Captions(
-        segments=whole + segments, words=parse_words(value.get("words", []))
-    )
+    words = value["words"] if "words" in value else _within(value.get("segments"))
+    return Captions(segments=whole + segments, words=parse_words(words))
+
+
+def _within(segments: Any) -> list[Any]:
+    """Words inside segments, as Whisper writes them; some have no time (WhisperX)."""
+    found: list[Any] = []
+    for segment in segments or ():
+        words = segment.get("words") if isinstance(segment, Mapping) else None
+        for word in words if isinstance(words, list) else ():
+            timed = isinstance(word, Mapping) and {"start", "end"} <= word.keys()
+            found += [word] if timed else []
+    return found
 
 
 def _transposed(value: Mapping[str, Any]) -> list[list[Any]]:

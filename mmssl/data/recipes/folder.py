@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mmssl.data.manifest import MEDIA_SUFFIXES
-from mmssl.data.records import Segment
+from mmssl.data.records import Segment, Word
 from mmssl.errors import UserError
 
 IMAGE_SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".webp"))
@@ -31,6 +31,7 @@ class Entry:
         with folders before it ("run/clip_3") where the name alone is not unique.
       split: as published; "" where none is.
       segments: its text.
+      words: what is said, with times.
       labels: column to class.
       meta: other facts.
       group: rows of one group belong into one split.
@@ -41,6 +42,7 @@ class Entry:
     names: tuple[str, ...]
     split: str = ""
     segments: tuple[Segment, ...] = ()
+    words: tuple[Word, ...] = ()
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     group: str = ""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmssl.data import captions
-from mmssl.data.captions import READERS, CaptionError
+from mmssl.data.captions import READERS, CaptionError, Captions
 from mmssl.data.recipes import tables
 from mmssl.data.recipes.folder import Entry, Folder
 from mmssl.data.recipes.tables import At
@@ -61,20 +61,22 @@ def howto100m(folder: Folder, split: str) -> Iterator[Entry]:
         segments = _spoken(folder, list(zip(*columns, strict=True)))
         yield Entry(video, (video,), segments=segments, meta=listed.pop(video, {}))
     for video, facts in listed.items():
-        segments = _one_video(folder, video)
-        yield Entry(video, (video,), segments=segments, meta=facts)
+        said = _one_video(folder, video)
+        yield Entry(
+            video, (video,), segments=said.segments, words=said.words, meta=facts
+        )
 
 
-def _one_video(folder: Folder, video: str) -> tuple[Segment, ...]:
+def _one_video(folder: Folder, video: str) -> Captions:
     """Text from a video's own file: csv with start,end,text, or one of READERS."""
     if file := folder.beside(f"{video}.csv"):
         table = tables.rows(file, ("start", "end", "text"))
         times = [(_number(r["start"]), _number(r["end"]), r["text"]) for _, r in table]
-        return _spoken(folder, times)
+        return Captions(_spoken(folder, times))
     for suffix in READERS:
         if file := folder.beside(video + suffix):
             return _captions(folder, file)
-    return ()
+    return Captions()
 
 
 def _number(text: str) -> float:
@@ -84,12 +86,13 @@ def _number(text: str) -> float:
         return math.nan
 
 
-def _captions(folder: Folder, file: pathlib.Path) -> tuple[Segment, ...]:
+def _captions(folder: Folder, file: pathlib.Path | None) -> Captions:
     try:
-        return captions.without_repeats(captions.read_captions(file).segments)
+        said = captions.read_captions(file) if file else Captions()
     except (CaptionError, OSError):
         folder.dropped["captions"] += 1
-        return ()
+        return Captions()
+    return Captions(captions.without_repeats(said.segments), said.words)
 
 
 _INFO = ".info.json"
@@ -120,23 +123,19 @@ def youtube(folder: Folder, split: str) -> Iterator[Entry]:
         info, texts = {}, ()
         if name in listed:
             info, texts = _info(folder, name)
-        segments = ()
+        said = Captions()
         if name in spoken:
             language = _language(spoken[name], info.get("language"))
-            segments = _captions_of(folder, spoken[name][language])
+            said = _captions(folder, folder.beside(spoken[name][language]))
             info |= {"captions": language} if language else {}
         yield Entry(
             id=name,
             names=(name,),
-            segments=texts + segments,
+            segments=texts + said.segments,
+            words=said.words,
             meta=info,
             listed=bool(listed),
         )
-
-
-def _captions_of(folder: Folder, name: str) -> tuple[Segment, ...]:
-    file = folder.beside(name)
-    return () if file is None else _captions(folder, file)
 
 
 def _info(folder: Folder, name: str) -> tuple[dict[str, Any], tuple[Segment, ...]]:

@@ -119,7 +119,8 @@ def write_manifest(
         )
     folder = Folder(root, media=chosen.media)
     out.parent.mkdir(parents=True, exist_ok=True)
-    base = os.path.relpath(folder.root, out.parent)
+    # Without links: the way up from a linked folder is not the way back.
+    base = os.path.relpath(folder.root.resolve(), out.parent.resolve())
     missing = out.with_name(f"{out.name}.missing.txt")
     with _whole(out) as manifest, _whole(missing) as lacking:
         tally = _Tally(folder, base, manifest, lacking)
@@ -213,6 +214,7 @@ def _row(entry: Entry, media: str) -> dict[str, Any]:
         "group": entry.group,
         "text": [s.text for s in entry.segments if not s.timed],
         "segments": timed,
+        "words": [[w.start, w.end, w.word] for w in entry.words],
         "labels": dict(entry.labels),
         "meta": dict(entry.meta),
     }

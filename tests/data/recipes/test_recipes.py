@@ -201,6 +201,25 @@ def test_howto100m_with_one_caption_file_a_video(tmp_path):
     assert done.coverage == {"all": of(2, 2)}
 
 
+def test_words_of_a_speech_recognizer(tmp_path):
+    words = [{"word": " pour", "start": 1.0, "end": 1.4}, {"word": "1,5"}]
+    segment = {"id": 0, "start": 1.0, "end": 2.0, "text": " pour 1,5", "words": words}
+    lay(tmp_path / "root", LAYOUTS["youtube"])
+    (tmp_path / "root/b/plain.json").write_text(
+        json.dumps({"text": "pour 1,5", "segments": [segment], "language": "en"})
+    )
+    row = rows(make(tmp_path, "youtube"))["plain"]
+    assert [(w.start, w.end, w.word) for w in row.words] == [(1.0, 1.4, "pour")]
+    assert [s.text for s in row.segments] == ["pour 1,5"]
+
+
+def test_a_manifest_in_a_linked_folder(tmp_path):
+    (tmp_path / "far/away").mkdir(parents=True)
+    (tmp_path / "near").symlink_to(tmp_path / "far/away")
+    done = make(tmp_path, "vggsound", out=tmp_path / "near/m.jsonl")
+    assert all(row.path and row.path.is_file() for row in rows(done).values())
+
+
 def test_imagenet_validation_without_classes(tmp_path):
     root = tmp_path / "root"
     lay(root, LAYOUTS["imagenet"])
