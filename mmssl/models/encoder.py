@@ -8,7 +8,7 @@ layers. Both: exact GELU, residuals, a final norm, dropout on attention weights,
 sub-layer outputs and on the MLP's hidden units.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ def fused_attention(
     value: Float[Array, "b t h c"],
     valid: Bool[Array, "b t"],
     *,
-    implementation: str,
+    implementation: Literal["xla", "cudnn"],
 ) -> Float[Array, "b t h c"]:
     """`jax.nn.dot_product_attention`, logits not scaled.
 
@@ -45,7 +45,7 @@ def fused_attention(
     numbers of tokens only.
     """
     lengths = valid.sum(-1, dtype=jnp.int32)
-    return jax.nn.dot_product_attention(  # pyright: ignore[reportCallIssue]
+    return jax.nn.dot_product_attention(
         query,
         key,
         value,
@@ -104,7 +104,8 @@ class Attention(nn.Module):
             )
             mixed = jnp.einsum("bhqk,bkhc->bqhc", weights, value)
         else:
-            mixed = fused_attention(query, key, value, valid, implementation=self.kind)
+            kind: Any = self.kind
+            mixed = fused_attention(query, key, value, valid, implementation=kind)
         return layers.Dense(width, use_bias=not t5, dtype=self.dtype, name="output")(
             mixed.reshape(rows, tokens, width)
         )
