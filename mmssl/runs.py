@@ -13,7 +13,7 @@ import jax
 from mmssl import check, clips, costs, init_from, outputs, streams
 from mmssl import config as config_lib
 from mmssl import workdir as workdir_lib
-from mmssl.data import device, sources
+from mmssl.data import device, records, sources
 from mmssl.errors import UserError
 from mmssl.evals import embeddings, evaluate, retrieval
 from mmssl.experiment import Experiment
@@ -266,7 +266,8 @@ def evaluate_run(
 
     Returns:
       What W/eval.json then holds: see `evals.evaluate`, with `step`, `data`, `split`,
-      `ema`, ranked `examples` and the `rows` of the split they stand in.
+      `coverage` (see records.coverage), `ema`, ranked `examples` and the `rows` of the
+      split they stand in.
     """
     experiment = open_run(workdir)
     evals = experiment.config["evals"]
@@ -297,6 +298,7 @@ def evaluate_run(
         "step": int(trained.step),
         "data": path,
         "split": judge,
+        "coverage": records.coverage(path, judge),
         "ema": ema,
         "examples": examples,
         "rows": {id: row for row, id in enumerate(ids) if id in shown},

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmssl import commands
+from mmssl.commands import manifest
 
 ARMS = ("trained", "random", "chance")
 
@@ -104,6 +105,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
         ema=arguments.ema,
     )
     print(_evaluated(room.table_rows(result)))
+    if found := result["coverage"]:
+        print(f"\nclips found of the published set: {manifest.coverage(found)}")
     print(
         f"\nstep {result['step']}, {result['data']}, split {result['split']!r}: "
         f"{pathlib.Path(arguments.workdir) / EVAL}\n"

@@ -191,3 +191,17 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
             "the release that built it"
         )
     return metadata
+
+
+def coverage(path: str | os.PathLike[str], split: str) -> dict[str, int | None] | None:
+    """How much of a public data set's split the dataset in folder `path` has.
+
+    Returns:
+      `listed` and `found` clips of the split, or of the whole set where none is
+      published; None where the manifest did not say.
+
+    Raises:
+      UserError: as `read_metadata`.
+    """
+    counts = read_metadata(path).get("dataset", {}).get("coverage", {})
+    return counts.get(split) or counts.get("all")

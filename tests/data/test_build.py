@@ -314,6 +314,9 @@ def test_stated_splits_and_coverage_are_kept(tmp_path):
     assert sources.open_dataset(out, "validation")[0].id == "a"
     assert records.read_metadata(out)["dataset"] == report.dataset == rows[2]["dataset"]
 
+    assert records.coverage(out, "test") == {"listed": 9, "found": 1}
+    assert records.coverage(out, "validation") is None
+
     rows += [{"id": f"c{i}", "text": "t"} for i in range(20)]  # these are drawn
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     _, report = make(tmp_path, 0, folder=None, manifest=path, out=tmp_path / "more")
