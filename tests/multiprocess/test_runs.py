@@ -131,7 +131,7 @@ def test_a_read_that_hangs_is_named_with_its_stack(tmp_path):
     assert codes[1] == REQUEUE, "\n".join(said)
     assert codes[0] in (REQUEUE, ABORTED), "\n".join(said)
     assert "process 1 on" in said[1]
-    assert "is stuck in 'data' of step 6, longer than watchdog.data=3 s" in said[1]
+    assert "is stuck in 'data' of step 6, longer than watchdog.data=4 s" in said[1]
     stacks = tmp_path / "heartbeat" / "process_1.stacks.txt"
     for text in (said[1], stacks.read_text()):
         assert "worker.py" in text

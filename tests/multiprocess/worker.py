@@ -2,7 +2,7 @@
 
     python worker.py train --config toy:STEPS[:FAULT:PROCESS:BATCH] --workdir W ...
 
-FAULT happens to one process before it reads a batch: `kill`, `usr1`, `hang`, `bad`.
+FAULT happens to one process before it reads a batch: `kill`, `usr1`, `hang`.
 """
 
 import argparse
@@ -19,7 +19,6 @@ import jax
 from mmssl import cli, outputs
 from mmssl.commands import train as command
 from mmssl.data import device
-from mmssl.errors import UserError
 from mmssl.parallel import distributed
 from mmssl.parallel import mesh as mesh_lib
 from mmssl.train import goodput, heartbeat, loop, metrics
@@ -42,8 +41,6 @@ def batches(
         if fault[1:] == [str(jax.process_index()), str(pipeline.index)]:
             if fault[0] == "hang":
                 time.sleep(1000)
-            if fault[0] == "bad":
-                raise UserError("only here")
             os.kill(os.getpid(), SIGNALS[fault[0]])
         mine = jax.tree.map(lambda x: jax.device_get(x)[rows], raw)
         yield device.put(mine, mesh_lib.batch_sharding(mesh)), info[rows], wait, state
@@ -61,7 +58,7 @@ def run(workdir: pathlib.Path, steps: int, fault: list[str]) -> int:
     )
     fresh = jax.jit(toy_run.fresh_state, out_shardings=whole)
     clock, pipeline = goodput.Goodput(), toy_run.Pipeline()
-    limits = {"data": 3.0, "step": 6.0} if "hang" in fault else {}
+    limits = {"data": 4.0, "step": 10.0} if "hang" in fault else {}
     writers, conflicts, events = (
         kind(outputs.log(workdir, f"{name}.jsonl"))
         for kind, name in (
