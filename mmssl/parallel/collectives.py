@@ -2,13 +2,16 @@
 
 All pairs of rows of two batches are met in tiles on a device, a ring between devices:
 device d holds its rows of x and y. The rows of x, and what is summed up for them, go
-round the ring of devices; those of y stay. After as many hops as there are devices,
-everything is back home, and no device ever held more than its share and one tile.
+round; those of y stay. There is a ring for each mesh axis, the inner one turning whole
+between two hops of the outer: slow networks are crossed as often as they have islands,
+not devices. In the end everything is back home, and no device ever held more than its
+share and one tile.
 """
 
 import functools
 import itertools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -43,11 +46,11 @@ def all_pairs(
     Returns:
       (x_sums, y_sums) after all tiles.
     """
-    axes, devices = _devices()
-    ring = functools.partial(_ring, tile, chunk=chunk, axes=axes, devices=devices)
-    if devices == 1:
+    rings = _rings()
+    ring = functools.partial(_ring, tile, chunk=chunk, rings=rings)
+    if not rings:
         return ring(x, y, x_sums, y_sums)
-    rows = PartitionSpec(axes)
+    rows = PartitionSpec(tuple(rings))
     return jax.shard_map(ring, in_specs=rows, out_specs=rows, check_vma=False)(
         x, y, x_sums, y_sums
     )
@@ -58,18 +61,18 @@ def by_row(f: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
 
     For what XLA gathers otherwise, like FFTs. Reads the ambient mesh.
     """
-    axes, devices = _devices()
-    if devices == 1 or x.shape[0] % devices:
+    rings = _rings()
+    if not rings or x.shape[0] % math.prod(rings.values()):
         return f(x)
-    rows = PartitionSpec(axes)
+    rows = PartitionSpec(tuple(rings))
     return jax.shard_map(f, in_specs=rows, out_specs=rows, check_vma=False)(x)
 
 
-def _devices() -> tuple[tuple[str, ...], int]:
-    """The axes of the ambient mesh that split a batch, and into how many parts."""
+def _rings() -> dict[str, int]:
+    """The axes of the ambient mesh that split a batch, and their sizes above 1."""
     mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(axis for axis in mesh_lib.ROWS if axis in mesh.axis_names)
-    return axes, mesh_lib.row_shards(mesh)
+    sizes = {axis: mesh.shape.get(axis, 1) for axis in mesh_lib.ROWS}
+    return {axis: size for axis, size in sizes.items() if size > 1}
 
 
 def _ring(
@@ -80,21 +83,22 @@ def _ring(
     y_sums: Any,
     *,
     chunk: int,
-    axes: tuple[str, ...],
-    devices: int,
+    rings: Mapping[str, int],
 ) -> tuple[Any, Any]:
-    """`all_pairs` from one device's point of view."""
-    if devices == 1:
+    """`all_pairs` from one device's point of view; `rings` outermost first."""
+    if not rings:
         return _tiles(tile, x, y, x_sums, y_sums, chunk)
+    (axis, size), *inner = rings.items()
+    turn = functools.partial(_ring, tile, chunk=chunk, rings=dict(inner))
 
     def hop(carry: Any, _: None) -> tuple[Any, None]:
         x, x_sums, y_sums = carry
         # Waits for no tile, so that sending can hide behind them.
-        following = _send(x, axes, devices)
-        x_sums, y_sums = _tiles(tile, x, y, x_sums, y_sums, chunk)
-        return (following, _send(x_sums, axes, devices), y_sums), None
+        following = _send(x, axis, size)
+        x_sums, y_sums = turn(x, y, x_sums, y_sums)
+        return (following, _send(x_sums, axis, size), y_sums), None
 
-    (_, x_sums, y_sums), _ = jax.lax.scan(hop, (x, x_sums, y_sums), length=devices)
+    (_, x_sums, y_sums), _ = jax.lax.scan(hop, (x, x_sums, y_sums), length=size)
     return x_sums, y_sums
 
 
@@ -135,12 +139,12 @@ def _tiles(
     return joined(x_out, x_sums), joined(y_out, y_sums)
 
 
-def _send(tree: T, axes: tuple[str, ...], devices: int) -> T:
+def _send(tree: T, axis: str, size: int) -> T:
     """To the next device of the ring, as one message: small ones cost their latency."""
     leaves, treedef = jax.tree.flatten(tree)
     words = [_words(leaf) for leaf in leaves]
-    places = [(i, (i + 1) % devices) for i in range(devices)]
-    sent = jax.lax.ppermute(jnp.concatenate(words, axis=1), axes, places)
+    places = [(i, (i + 1) % size) for i in range(size)]
+    sent = jax.lax.ppermute(jnp.concatenate(words, axis=1), axis, places)
     ends = list(itertools.accumulate(w.shape[1] for w in words))[:-1]
     parts = jnp.split(sent, ends, axis=1)
     return treedef.unflatten(map(_unwords, parts, leaves))
