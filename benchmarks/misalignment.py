@@ -95,6 +95,7 @@ def options() -> argparse.ArgumentParser:
     listed("losses", str, ["va", "vt"])
     made.add_argument("--steps", metavar="N", type=int, help="default: the config's")
     made.add_argument("--every", metavar="N", type=int, help="steps between scorings")
+    made.add_argument("--clips", metavar="N", type=int, help="default: 3000 and 800")
     made.add_argument("--data", metavar="DIR", help="GRID's folder; see grid.py")
     made.add_argument(
         "--workdir",
@@ -112,6 +113,7 @@ class Run:
     """One training: a world, what is swapped in it, an arm, a seed."""
 
     world: str
+    clips: int
     kind: str
     fraction: float
     seed: int
@@ -120,7 +122,8 @@ class Run:
     @property
     def name(self) -> str:
         share = f"{100 * self.fraction:.0f}"
-        return f"{self.world}-{self.kind}-{share}-seed{self.seed}-{self.arm}"
+        world = f"{self.world}{self.clips}"
+        return f"{world}-{self.kind}-{share}-seed{self.seed}-{self.arm}"
 
     def other(self, arm: str) -> "Run":
         return dataclasses.replace(self, arm=arm)
@@ -155,7 +158,8 @@ def plan(arguments: argparse.Namespace) -> list[Run]:
     ):
         if fraction == 0 and kind != arguments.kinds[0]:
             continue  # nothing is swapped: the kinds are the same
-        found += [Run(world, kind, fraction, seed, arm) for arm in chosen]
+        clips = arguments.clips or CLIPS[world]
+        found += [Run(world, clips, kind, fraction, seed, arm) for arm in chosen]
     return found
 
 
@@ -228,7 +232,7 @@ def execute(run: Run, arguments: argparse.Namespace, work: pathlib.Path) -> dict
     clips, dataset = data_lib.load(
         run.world,
         work,
-        clips=QUICK_CLIPS if arguments.quick else CLIPS[run.world],
+        clips=run.clips,
         data=arguments.data,
     )
     recipe = data_lib.CONFIGS / data_lib.WORLDS[run.world].config
@@ -321,7 +325,7 @@ def markdown(results: Sequence[Mapping[str, Any]]) -> str:
     cells: dict[tuple, list[Mapping[str, Any]]] = {}
     for result in results:
         run = result["run"]
-        key = (run["world"], run["kind"], run["fraction"])
+        key = (f"{run['world']}, {run['clips']} clips", run["kind"], run["fraction"])
         cells.setdefault(key, []).append(result)
     for (world, kind, fraction), own in cells.items():
         lines += [
@@ -367,6 +371,7 @@ def measure(arguments: argparse.Namespace) -> harness.Measured:
         arguments.worlds, arguments.kinds = ["demo"], ["text"]
         arguments.fractions, arguments.seeds = [MAIN], [0]
         arguments.arms = ["plain", "curriculum"]
+        arguments.clips = QUICK_CLIPS
     runs = plan(arguments)
     with _workdir(arguments) as work:
         if arguments.quick:

@@ -429,7 +429,7 @@ def result(run, arguments, main, *, recall=0.5, area=0.6, **kwargs):
 
 def test_a_finished_run_is_not_trained_again(main, tmp_path, monkeypatch):
     asked = arguments(main, "--steps=5")
-    run = main.Run("demo", "text", 0.5, 0, "plain")
+    run = main.Run("demo", 60, "text", 0.5, 0, "plain")
     stored = json.loads(json.dumps(result(run, asked, main)))
     path = main.result_file(tmp_path, run)
     path.parent.mkdir()
@@ -443,7 +443,7 @@ def test_a_finished_run_is_not_trained_again(main, tmp_path, monkeypatch):
 
 
 def test_a_run_of_another_setting_is_named(main, tmp_path):
-    run = main.Run("demo", "text", 0.5, 0, "plain")
+    run = main.Run("demo", 60, "text", 0.5, 0, "plain")
     path = main.result_file(tmp_path, run)
     path.parent.mkdir()
     path.write_text(json.dumps(result(run, arguments(main, "--steps=5"), main)))
@@ -463,12 +463,12 @@ def test_nothing_swapped_is_run_for_one_kind_only(main):
     asked = arguments(main, "--arms=plain", "--seeds=0", "--fractions=0,0.5")
     names = [run.name for run in main.plan(asked)]
     assert names == [
-        "demo-text-0-seed0-plain",
-        "demo-text-50-seed0-plain",
-        "demo-audio-50-seed0-plain",
-        "grid-text-0-seed0-plain",
-        "grid-text-50-seed0-plain",
-        "grid-audio-50-seed0-plain",
+        "demo3000-text-0-seed0-plain",
+        "demo3000-text-50-seed0-plain",
+        "demo3000-audio-50-seed0-plain",
+        "grid800-text-0-seed0-plain",
+        "grid800-text-50-seed0-plain",
+        "grid800-audio-50-seed0-plain",
     ]
 
 
@@ -481,7 +481,7 @@ def test_summary_compares_within_seeds_and_with_the_best_control(main):
         "loss": (0.10, 0.10),
     }
     results = [
-        result(main.Run("demo", "text", 0.5, seed, arm), asked, main, recall=recall)
+        result(main.Run("demo", 60, "text", 0.5, seed, arm), asked, main, recall=recall)
         for arm, values in recalls.items()
         for seed, recall in enumerate(values)
     ]
