@@ -163,7 +163,10 @@ def harmonizer(*overrides: str, recipe: str = "demo.py") -> gradients.Harmonizer
         ("trim.begin=10", r"config harmonizer.trim.*share"),
         ("trim.share.vt=1.5", r"harmonizer.trim.share: expected in \(0, 1\)"),
         ("curiculum.start=0.1", r"Harmonizer takes no 'curiculum'; did you mean"),
-        ("grup=8", r"'grup'; did you mean 'group'.*weighting, curriculum, trim, engine"),
+        (
+            "grup=8",
+            r"'grup'; did you mean 'group'.*weighting, curriculum, trim, engine",
+        ),
         ("group=x", r"harmonizer.group: expected int"),
         ("group=-1", r"harmonizer.group: expected 0 or more"),
     ],
