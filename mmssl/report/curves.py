@@ -31,7 +31,9 @@ CHARTS = (
 CONFLICT = ("conflict/", "audit/")
 """Metrics that have a section of their own."""
 
-_SKIP = re.compile(r"step|step_seconds|time|finite|(?:.*/)?(?:wall|elapsed|seconds|eta)\w*")
+_SKIP = re.compile(
+    r"step|step_seconds|time|finite|(?:.*/)?(?:wall|elapsed|seconds|eta)\w*"
+)
 _ROUTINE = ("start", "first step", "end", "checkpoint", "save")
 _PALETTE = ("c-1", "c-2", "c-3", "c-4", "c-5", "c-6")
 # Words of a metric's name that carry one colour everywhere on the page.
