@@ -11,7 +11,8 @@ def base() -> Any:
     data -> data.views.View, model -> models.build_model (the data's geometry is added),
     objectives.NAME -> objectives.OBJECTIVES[kind], harmonizer ->
     gradients.Harmonizer, optim -> optim.factory.make_optimizer,
-    ema -> optim.ema.Average, init_from -> init_from.plan, data.limits -> data.faults.Limits.
+    ema -> optim.ema.Average, init_from -> init_from.plan,
+    data.limits -> data.faults.Limits.
     """
     config = ml_collections.ConfigDict()
     config.seed = 0
