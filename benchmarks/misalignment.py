@@ -273,13 +273,32 @@ def by_seed(
     return {seed: statistics.fmean(values) for seed, values in found.items()}
 
 
+def by_role(result: Mapping[str, Any]) -> dict[str, float]:
+    """The last AUROCs, the loss that reads what was swapped being called `pair`.
+
+    What is in doubt is known: the texts, say, and not which.
+    """
+    run, losses = result["run"], result["setting"]["losses"]
+    hit = [name for name in losses if run["kind"][0] in name]
+    found = result["rows"][-1]["auroc"]
+    if len(hit) != 1:
+        return found
+
+    def role(score: str) -> str:
+        *rest, last = score.split("/")
+        named = {hit[0]: "pair", f"{hit[0]}_{hit[0]}": "pair_pair"}
+        return "/".join([*rest, named.get(last, last)])
+
+    return {role(name): area for name, area in found.items()}
+
+
 def detectors(results: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, list]]:
     """family -> (its best score by mean AUROC at the end, that AUROC by seed).
 
     Of the plain arm, so that no detector profits from what it did to the training.
     """
     plain = [r for r in results if r["run"]["arm"] == "plain"]
-    areas = [r["rows"][-1]["auroc"] for r in plain if r["run"]["fraction"] == MAIN]
+    areas = [by_role(r) for r in plain if r["run"]["fraction"] == MAIN]
     if not areas:
         return {}
     shared = set.intersection(*(set(a) for a in areas))
@@ -288,7 +307,7 @@ def detectors(results: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, list
         names = [n for n in sorted(shared) if n.split("/")[1] in kinds]
         mean = {n: statistics.fmean(a[n] for a in areas) for n in names}
         name = max(mean, key=lambda n: mean[n])
-        seeds = by_seed(plain, lambda r, name=name: r["rows"][-1]["auroc"][name])
+        seeds = by_seed(plain, lambda r, name=name: by_role(r)[name])
         best[family] = (name, list(seeds.values()))
     return best
 
