@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from mmssl import trees
-from mmssl.errors import UserError
+from mmssl.errors import AgainError, UserError
 from mmssl.parallel import distributed
 from mmssl.train import arrays, integrity
 from mmssl.train.metrics import finite
@@ -125,7 +125,7 @@ class Checkpointer:
           spent: seconds of the run so far, by what they went to.
 
         Raises:
-          UserError: this save, or the one before in the background, failed.
+          AgainError: this save, or the one before in the background, failed.
           TypeError: `data_state` is not JSON, or a leaf is not an array.
         """
         self.wait()
@@ -161,7 +161,7 @@ class Checkpointer:
         """Until the save under way is committed.
 
         Raises:
-          UserError: it failed.
+          AgainError: it failed.
         """
         if self._thread is not None:
             self._thread.join()
@@ -314,7 +314,7 @@ class Checkpointer:
         what = "could not be saved"
         if step in self.steps():
             what = "was saved, but an older one could not be removed,"
-        raise UserError(
+        raise AgainError(
             f"checkpoint {step} {what} in {self.directory}: {reason}; "
             f"free disk space or check access, then run the same command again "
             f"(the last good checkpoint is {self.latest()})"

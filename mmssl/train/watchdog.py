@@ -91,7 +91,7 @@ class Watchdog:
 
     def __exit__(self, kind: type | None, error: object, _: object) -> None:
         try:
-            if isinstance(error, Exception) and not isinstance(error, UserError):
+            if isinstance(error, Exception) and _maybe_of_another(error):
                 self._blame(error)
         finally:
             self._stop.set()
@@ -189,3 +189,13 @@ class Watchdog:
             file.flush()
             faulthandler.dump_traceback(file)
         os._exit(REQUEUE_EXIT_CODE)
+
+
+def _maybe_of_another(error: BaseException) -> bool:
+    """Whether the loss of another process may be behind it, as behind a failed save."""
+    if not isinstance(error, UserError):
+        return True
+    cause = error.__cause__
+    # An error of the file system has a number; a barrier's TimeoutError has none.
+    of_files = isinstance(cause, OSError) and cause.errno is not None
+    return not (cause is None or of_files or isinstance(cause, UserError))

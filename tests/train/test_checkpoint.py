@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mmssl import trees
-from mmssl.errors import UserError
+from mmssl.errors import AgainError, UserError
 from mmssl.gradients import Curriculum, Harmonizer, Subset
 from mmssl.train import integrity
 from mmssl.train.checkpoint import Checkpointer
@@ -246,7 +246,9 @@ def test_failure_in_the_background_surfaces(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(integrity, "_content", full)
             checkpointer.save(state_at(2), {}, step=2)
-            with pytest.raises(UserError, match=r"2 could not be saved.*No space") as e:
+            with pytest.raises(
+                AgainError, match=r"2 could not be saved.*No space"
+            ) as e:
                 checkpointer.save(state_at(3), {}, step=3)
         assert "last good checkpoint is 1" in str(e.value)
         checkpointer.save(state_at(4), {}, step=4)
@@ -255,10 +257,10 @@ def test_failure_in_the_background_surfaces(tmp_path, monkeypatch):
     assert threading.active_count() < 20
 
 
-def test_unwritable_directory_is_a_user_error(tmp_path):
+def test_an_unwritable_directory_is_told(tmp_path):
     (tmp_path / "checkpoints").write_text("a file in the way")
     checkpointer = Checkpointer(tmp_path / "checkpoints")
-    with pytest.raises(UserError, match="could not be saved"):
+    with pytest.raises(AgainError, match="could not be saved"):
         checkpointer.save(state_at(1), {}, step=1)
 
 

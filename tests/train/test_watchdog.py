@@ -11,7 +11,7 @@ import time
 import pytest
 
 from mmssl import workdir as workdir_lib
-from mmssl.errors import UserError
+from mmssl.errors import AgainError, UserError
 from mmssl.train import heartbeat, watchdog
 from mmssl.train.goodput import Goodput
 from mmssl.train.heartbeat import Beat
@@ -87,6 +87,29 @@ def test_silence_is_told_once_and_not_of_a_former_session(tmp_path, capfd):
 def test_limits_out_of_range_are_refused(tmp_path, options, told):
     with pytest.raises(ValueError, match=told):
         Watchdog(tmp_path, Goodput(), **options)
+
+
+@pytest.mark.parametrize(
+    ("cause", "blamed"),
+    [
+        (RuntimeError("connection reset by peer"), True),
+        (TimeoutError("barrier timed out"), True),
+        (OSError(28, "No space left on device"), False),
+        (UserError("bad input"), False),
+        (None, False),
+    ],
+)
+def test_a_save_fails_where_another_process_is_lost(
+    tmp_path, monkeypatch, capsys, cause, blamed
+):
+    monkeypatch.setattr(watchdog.distributed, "leave", sys.exit)
+    dog = Watchdog(tmp_path, Goodput(), processes=2)
+    monkeypatch.setattr(dog, "_others", lambda: [beat(1, ago=9)])
+    error = AgainError("checkpoint 3 could not be saved")
+    error.__cause__ = cause
+    with pytest.raises(SystemExit if blamed else AgainError), dog:
+        raise error
+    assert ("lost process 1 on host-a" in capsys.readouterr().err) == blamed
 
 
 HANGS = """
