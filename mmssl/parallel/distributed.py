@@ -19,7 +19,7 @@ import numpy as np
 from jax._src.clusters import ClusterEnv
 from jax.experimental import multihost_utils
 
-from mmssl.errors import UserError, nearest
+from mmssl.errors import AgainError, UserError, nearest
 from mmssl.parallel import rollcall
 
 T = TypeVar("T")
@@ -32,6 +32,9 @@ ENVIRONMENT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 _LAST = 3.0
 """Seconds by which process 0 outlives the others at an error."""
+
+_BAD_INPUT, _FAILED = -1, -2
+"""Sizes that stand for what kept process 0 from an answer."""
 
 _hosts: list[str] = []
 
@@ -180,23 +183,26 @@ def from_first(ask: Callable[[], T]) -> T:
       ask: is called in process 0 only; gives what JSON holds.
 
     Raises:
-      UserError: `ask` failed; in process 0 its own error.
+      UserError: `ask` met bad input; in process 0 its own error.
+      AgainError: it failed otherwise, as at a disk; in process 0 its own error.
     """
     if not several():
         return ask()
-    found, failure = b"", None
+    found, failure, size = b"", None, 0
     if first():
         try:
             found = json.dumps(ask()).encode()
+            size = len(found)
         except Exception as error:
-            failure = error
+            again = isinstance(error, AgainError) or not isinstance(error, UserError)
+            failure, size = error, _FAILED if again else _BAD_INPUT
     with jax.transfer_guard("allow"):
-        size = np.int32(-1 if failure else len(found))
-        size = int(multihost_utils.broadcast_one_to_all(size))
+        size = int(multihost_utils.broadcast_one_to_all(np.int32(size)))
         if failure is not None:
             raise failure
         if size < 0:
-            raise UserError("process 0 cannot go on: see its message")
+            kind = UserError if size == _BAD_INPUT else AgainError
+            raise kind("process 0 cannot go on: see its message")
         data = np.frombuffer(found or bytes(size), np.uint8)
         return json.loads(bytes(multihost_utils.broadcast_one_to_all(data)))
 

@@ -188,3 +188,34 @@ def test_one_process_is_alone():
     np.testing.assert_array_equal(distributed.total(np.arange(3)), [0, 1, 2])
     with pytest.raises(UserError, match="as it is"):
         distributed.from_first(lambda: (_ for _ in ()).throw(UserError("as it is")))
+
+
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [(UserError("bad"), 2), (AgainError("again"), 75), (OSError(5, "storage"), 75)],
+)
+def test_what_stops_the_first_process_stops_the_others_alike(
+    monkeypatch, failure, code
+):
+    sent = []
+
+    def first_sends(value):
+        sent.append(value)
+        return value
+
+    def fail():
+        raise failure
+
+    monkeypatch.setattr(distributed, "several", lambda: True)
+    with monkeypatch.context() as patch:
+        patch.setattr(distributed.multihost_utils, "broadcast_one_to_all", first_sends)
+        with pytest.raises(type(failure)) as raised:
+            distributed.from_first(fail)
+    assert raised.value is failure
+    monkeypatch.setattr(distributed, "first", lambda: False)
+    monkeypatch.setattr(
+        distributed.multihost_utils, "broadcast_one_to_all", lambda _: sent.pop()
+    )
+    with pytest.raises(UserError, match="process 0 cannot go on") as followed:
+        distributed.from_first(fail)
+    assert cli.report(followed.value) == code
