@@ -105,9 +105,9 @@ def train(
         start = init_from.planned(config, abstract, checkpointer)
         events = metrics.EventLog(outputs.log(folder, "events.jsonl"))
         stack.callback(events.close)
-        writers = metrics.Writers([])
-        if distributed.first():
-            writers = outputs.writers(config, folder, events, view)
+        # Each process builds them: a mistyped option must end all.
+        built = outputs.writers(config, folder, events, view)
+        writers = built if distributed.first() else metrics.Writers([])
         stack.callback(writers.close)
         profile = Profile(folder / "profile", log.get("profile") or ())
         watchdog = config_lib.build(
@@ -170,7 +170,7 @@ def train(
         )
         faults = streams.faults(data)
         if distributed.first():
-            _record(folder, described, data.seen * data.shard[1], faults)
+            _record(folder, described, data.seen * data.batch // data.local, faults)
         view.console.print(progress.closing_table(summary, faults=faults))
     return summary
 
@@ -325,7 +325,7 @@ def export_run(
         if (folder / name).is_file():
             info[key] = workdir_lib.read(folder, name, remedy="run `mmssl eval` again")
     if info.get("eval", {}).get("ema", False) != ema:
-        del info["eval"]  # its figures are those of other weights
+        info.pop("eval", None)  # its figures are those of other weights
     for key in ("command", "train_seconds"):
         if key in info.get("data", {}):
             info[key.removeprefix("train_")] = info["data"][key]

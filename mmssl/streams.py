@@ -58,7 +58,7 @@ def train_pipeline(experiment: Experiment, pool: DecodePool) -> pipeline.Pipelin
         seed=experiment.config["seed"],
         train=True,
         threads=data.get("threads"),
-        shard=mesh_lib.process_rows(experiment.mesh),
+        shards=mesh_lib.process_rows(experiment.mesh),
         max_fault_fraction=data.get("max_fault_fraction", 0.1),
     )
 
@@ -83,7 +83,7 @@ def faults(data: pipeline.Pipeline) -> collections.Counter[str]:
     """Media faults met so far, in all processes; all call it together."""
     counts = distributed.total(np.array([data.faults[name] for name in FAULTS]))
     # Processes that feed the same rows have met the same ones.
-    counts = counts * data.shard[1] // jax.process_count()
+    counts = counts * data.batch // data.local // jax.process_count()
     return +collections.Counter(dict(zip(FAULTS, counts.tolist(), strict=True)))
 
 

@@ -58,8 +58,8 @@ def collate(examples: Sequence[Example]) -> HostBatch:
 class _Examples:
     """Position in this process's stream -> example: what Grain's threads call.
 
-    Position i is row i % local of the process's part of batch i // local, and the
-    parts are contiguous in the global batch, so that they concatenate to it.
+    Position i is row i % local of the process's part of batch i // local, which are
+    its shards of the global batch one after the other.
     """
 
     def __init__(
@@ -79,7 +79,9 @@ class _Examples:
     def __getitem__(self, index: int) -> Example:
         p = self._pipeline
         step, row = divmod(int(index) + self._first, p.local)
-        position = step * p.batch + p.shard[0] * p.local + row
+        mine, of = p.shards
+        nth, row = divmod(row, p.batch // of)
+        position = step * p.batch + mine[nth] * (p.batch // of) + row
         if p.train:
             rng = np.random.default_rng([p.seed, position])
             return p.view(self._order[position], rng)
@@ -104,15 +106,17 @@ class Pipeline:
       train: endless and shuffled; each source is reshuffled every epoch.
       threads: that wait for the decode pool; None: two more than it has workers.
       prefetch: examples read ahead of the batch under way; None: one batch.
-      shard: (index of this process, number of processes).
+      shards: (those that this process feeds, ascending; of how many equal parts of
+        the batch); see `parallel.mesh.process_rows`.
       max_fault_fraction: stop when a larger share of samples met a media fault.
 
     Attributes:
       faults: fault class to count, of the batches given so far.
       seen: samples given so far by this process (padding excluded).
+      local: rows of a batch that this process feeds.
 
     Raises:
-      ValueError: the batch does not divide over the processes.
+      ValueError: the batch does not divide over the shards.
     """
 
     def __init__(
@@ -125,26 +129,27 @@ class Pipeline:
         train: bool,
         threads: int | None = None,
         prefetch: int | None = None,
-        shard: tuple[int, int] = (0, 1),
+        shards: tuple[Sequence[int], int] = ((0,), 1),
         max_fault_fraction: float = 0.1,
     ) -> None:
         if not sources or any(weight <= 0 for _, weight in sources):
             raise ValueError("sources: expected at least one, with positive weights")
-        if batch < 1 or batch % shard[1]:
+        mine, of = shards
+        if batch < 1 or batch % of:
             raise ValueError(
-                f"global batch {batch} is not divisible by {shard[1]} processes; "
-                f"nearest valid: {max(1, round(batch / shard[1])) * shard[1]}"
+                f"global batch {batch} is not divisible by {of} shards; "
+                f"nearest valid: {max(1, round(batch / of)) * of}"
             )
-        if not 0 <= shard[0] < shard[1]:
-            raise ValueError(f"shard {shard}: expected (index, count), index < count")
+        if not mine or not all(0 <= shard < of for shard in mine):
+            raise ValueError(f"shards {shards}: expected (indices, count), all < count")
         if view.train != train:
             raise ValueError(f"view.train is {view.train}, the pipeline's is {train}")
         self.view = view
         self.batch = batch
-        self.local = batch // shard[1]
+        self.local = batch // of * len(mine)
         self.seed = seed
         self.train = train
-        self.shard = shard
+        self.shards = shards
         self.faults: collections.Counter[str] = collections.Counter()
         self.seen = 0
         self._faulty = 0

@@ -156,30 +156,34 @@ def round_up(batch: int, mesh: jax.sharding.Mesh) -> int:
 
 def process_rows(
     mesh: jax.sharding.Mesh, *, process: int | None = None
-) -> tuple[int, int]:
-    """(i, n): a process feeds the i-th of n equal, contiguous parts of the batch.
+) -> tuple[tuple[int, ...], int]:
+    """(shards, n): a process feeds those of n equal parts of the batch, in that order.
 
-    Processes that a `tensor` group joins feed the same part.
+    They need not be neighbours: hosts of a TPU pod own blocks of its torus.
+    `jax.make_array_from_process_local_data` takes a process's rows in the order of its
+    shards in the batch. Processes that a `tensor` group joins feed the same ones.
 
     Args:
       mesh: of all processes.
       process: its index; None = this one.
 
     Raises:
-      UserError: the rows of a process are not contiguous.
+      UserError: processes feed different numbers of shards, or share some of them only.
     """
     process = jax.process_index() if process is None else process
-    shards = row_shards(mesh)
-    by_row = mesh.devices.reshape(shards, -1)
-    mine = [
-        i
-        for i, devices in enumerate(by_row)
-        if any(device.process_index == process for device in devices)
-    ]
-    if mine != list(range(mine[0], mine[0] + len(mine))) or mine[0] % len(mine):
-        raise UserError(
-            f"mesh {dict(mesh.shape)}: process {process} holds the batch shards "
-            f"{mine} of {shards}, which are not one aligned range; make the product "
-            "of the inner axes a multiple or a divisor of the devices per process"
-        )
-    return mine[0] // len(mine), shards // len(mine)
+    by_row = mesh.devices.reshape(row_shards(mesh), -1)
+    fed: dict[int, list[int]] = {}
+    for i, devices in enumerate(by_row):
+        for other in {device.process_index for device in devices}:
+            fed.setdefault(other, []).append(i)
+    mine = fed[process]
+    for other, shards in fed.items():
+        apart = mine == shards or set(mine).isdisjoint(shards)
+        if len(mine) != len(shards) or not apart:
+            raise UserError(
+                f"mesh {dict(mesh.shape)}: process {process} holds the batch shards "
+                f"{mine} and process {other} {shards}; they must be as many, and the "
+                "same or all different: make 'tensor' a multiple or a divisor of the "
+                "devices per process"
+            )
+    return tuple(mine), len(by_row)

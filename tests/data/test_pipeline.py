@@ -112,12 +112,19 @@ def test_order_does_not_depend_on_threads_or_timing() -> None:
 @pytest.mark.parametrize("processes", [2, 4])
 def test_process_parts_concatenate_to_the_global_batch(processes: int) -> None:
     expected = take(make(), 3)
-    parts = [take(make(shard=(i, processes)), 3) for i in range(processes)]
+    parts = [take(make(shards=((i,), processes)), 3) for i in range(processes)]
     for step, whole in enumerate(expected):
         rows = [part[step] for part in parts]
         assert [i for row in rows for i in row.info] == whole.info
         joined = np.concatenate([np.asarray(row.raw.media["audio"]) for row in rows])
         np.testing.assert_array_equal(joined, whole.raw.media["audio"])
+
+
+def test_shards_apart_are_those_rows_of_the_global_batch() -> None:
+    whole = take(make(), 3)
+    part = take(make(shards=((0, 3), 4)), 3)
+    for found, expected in zip(part, whole, strict=True):
+        assert found.info == expected.info[:2] + expected.info[6:]
 
 
 def test_resume_is_exact_also_on_other_numbers_of_processes() -> None:
@@ -132,7 +139,7 @@ def test_resume_is_exact_also_on_other_numbers_of_processes() -> None:
     assert_same(take(first, 2), expected[3:5])
     first.set_state({**state, "step": 1})
     assert_same(take(first, 1), expected[1:2])
-    halves = [make(shard=(i, 2)) for i in range(2)]
+    halves = [make(shards=((i,), 2)) for i in range(2)]
     for half in halves:
         half.set_state(state)
     found = [take(half, 1)[0].info for half in halves]
@@ -178,7 +185,7 @@ def test_evaluation_is_one_pass_in_order_padded() -> None:
 
 def test_evaluation_parts_concatenate_too() -> None:
     found = list(make(train=False))
-    parts = [list(make(train=False, shard=(i, 2))) for i in range(2)]
+    parts = [list(make(train=False, shards=((i,), 2))) for i in range(2)]
     assert [len(part) for part in parts] == [len(found)] * 2
     for whole, one, two in zip(found, *parts, strict=True):
         assert one.info + two.info == whole.info
@@ -199,8 +206,8 @@ def test_faults_are_counted_and_a_set_fraction_stops_the_run() -> None:
 
 def test_arguments_are_checked() -> None:
     for options, match in (
-        ({"batch": 9, "shard": (0, 2)}, "divisible"),
-        ({"shard": (2, 2)}, "shard"),
+        ({"batch": 9, "shards": ((0,), 2)}, "divisible"),
+        ({"shards": ((2,), 2)}, "shards"),
         ({"sources": [(Source("a", 3), 0.0)]}, "weights"),
     ):
         with pytest.raises(ValueError, match=match):

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
 from mmssl import cli, outputs
 from mmssl.commands import train as command
@@ -35,15 +36,16 @@ def batches(
     pipeline: toy_run.Pipeline, mesh: jax.sharding.Mesh, fault: list[str]
 ) -> Iterator[loop.DeviceBatch]:
     """This process's rows of each batch, as global arrays."""
-    part, parts = mesh_lib.process_rows(mesh)
-    rows = slice(part * toy_run.ROWS // parts, (part + 1) * toy_run.ROWS // parts)
+    shards, parts = mesh_lib.process_rows(mesh)
+    rows = np.arange(toy_run.ROWS).reshape(parts, -1)[list(shards)].ravel()
     for raw, info, wait, state in pipeline:
         if fault[1:] == [str(jax.process_index()), str(pipeline.index)]:
             if fault[0] == "hang":
                 time.sleep(1000)
             os.kill(os.getpid(), SIGNALS[fault[0]])
         mine = jax.tree.map(lambda x: jax.device_get(x)[rows], raw)
-        yield device.put(mine, mesh_lib.batch_sharding(mesh)), info[rows], wait, state
+        own = [info[row] for row in rows]
+        yield device.put(mine, mesh_lib.batch_sharding(mesh)), own, wait, state
 
 
 def run(workdir: pathlib.Path, steps: int, fault: list[str]) -> int:

@@ -124,10 +124,10 @@ def test_the_mesh_is_ambient_while_tracing():
 @pytest.mark.parametrize(
     ("shape", "feeds"),
     [
-        ({"data": 16}, [(0, 4), (1, 4), (2, 4), (3, 4)]),
-        ({"data": 4, "tensor": 4}, [(0, 4), (1, 4), (2, 4), (3, 4)]),
-        ({"data": 2, "tensor": 8}, [(0, 2), (0, 2), (1, 2), (1, 2)]),
-        ({"tensor": 16}, [(0, 1)] * 4),
+        ({"data": 16}, [range(4), range(4, 8), range(8, 12), range(12, 16)]),
+        ({"data": 4, "tensor": 4}, [[0], [1], [2], [3]]),
+        ({"data": 2, "tensor": 8}, [[0], [0], [1], [1]]),
+        ({"tensor": 16}, [[0]] * 4),
     ],
 )
 def test_each_process_feeds_its_rows(shape, feeds):
@@ -135,11 +135,44 @@ def test_each_process_feeds_its_rows(shape, feeds):
         [dataclasses.replace(d, slice_index=0) for d in pretend(4, 4)]
     ).reshape(mesh_lib.sizes(shape, 16))
     mesh = jax.sharding.Mesh(found, mesh_lib.AXES)
-    assert [mesh_lib.process_rows(mesh, process=i) for i in range(4)] == feeds
+    rows = mesh_lib.row_shards(mesh)
+    expected = [(tuple(shards), rows) for shards in feeds]
+    assert [mesh_lib.process_rows(mesh, process=i) for i in range(4)] == expected
 
 
-def test_rows_that_no_process_holds_in_one_piece_are_refused():
-    devices = [Device(i, process_index=i % 2) for i in range(4)]
-    mesh = jax.sharding.Mesh(np.array(devices).reshape(1, 4, 1, 1), mesh_lib.AXES)
-    with pytest.raises(UserError, match=r"batch shards \[0, 2\]"):
-        mesh_lib.process_rows(mesh)
+@dataclasses.dataclass(frozen=True)
+class Chip(Device):
+    """Of a TPU slice: hosts own blocks of 2 x 2."""
+
+    coords: tuple[int, ...] = ()
+    core_on_chip: int = 0
+    platform: str = "tpu"
+    device_kind: str = "TPU v5 lite"
+
+
+@pytest.mark.parametrize("shape", [{"data": -1}, {"fsdp": 8, "tensor": 2}])
+def test_hosts_of_a_torus_feed_what_they_own(shape):
+    chips = [
+        Chip(i, process_index=i // 8 * 2 + i % 4 // 2, coords=(i % 4, i // 4, 0))
+        for i in range(16)
+    ]
+    mesh = mesh_lib.make_mesh(shape, devices=chips)
+    rows = mesh_lib.row_shards(mesh)
+    fed = []
+    for process in range(4):
+        shards, parts = mesh_lib.process_rows(mesh, process=process)
+        devices = mesh.devices.reshape(parts, -1)[list(shards)].ravel()
+        assert parts == rows
+        assert {device.process_index for device in devices} == {process}
+        fed += shards
+    assert sorted(fed) == list(range(rows))
+    if rows == 16:
+        assert np.ptp(fed[:4]) > 3  # not one range
+
+
+def test_rows_that_processes_share_in_part_are_refused():
+    devices = [Device(i, process_index=i // 2) for i in range(6)]
+    mesh = jax.sharding.Mesh(np.array(devices).reshape(1, 2, 1, 3), mesh_lib.AXES)
+    message = r"shards \[0\] and process 1 \[0, 1\]"
+    with pytest.raises(UserError, match=message):
+        mesh_lib.process_rows(mesh, process=0)
