@@ -2,7 +2,8 @@
 
 The processes of a run wait for each other in every step: where one hangs, all hang, and
 none says why. So each has a thread that knows what the main thread does and since when,
-leaves signs of life, and names who is behind.
+and ends the process. It touches no storage, which may hang, too: a second thread leaves
+signs of life, and names who is silent.
 """
 
 import contextlib
@@ -25,6 +26,8 @@ _STDERR = 2
 _AGAIN = "started again, the run continues from its last checkpoint"
 _SHOWN = 8
 """Processes named in a message."""
+_PATIENCE = 5.0
+"""Seconds for the storage to take the last words of a process that ends."""
 
 
 class Watchdog:
@@ -77,16 +80,19 @@ class Watchdog:
         self._begin = time.time()
         self._told: set[int] = set()
         self._stop = threading.Event()
-        self._thread = threading.Thread(
-            target=self._watch, name="watchdog", daemon=True
-        )
+        self._ended = False
+        self._threads = [
+            threading.Thread(target=self._watch, name="watchdog", daemon=True),
+            threading.Thread(target=self._live, name="heartbeat", daemon=True),
+        ]
 
     def __enter__(self) -> "Watchdog":
         if not faulthandler.is_enabled():
             # A crash of native code, or the runtime's abort, shows where, too.
             faulthandler.enable(_STDERR)
         heartbeats.path(self._folder, 0).parent.mkdir(exist_ok=True)
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, kind: type | None, error: object, _: object) -> None:
@@ -94,29 +100,33 @@ class Watchdog:
             if isinstance(error, Exception) and _maybe_of_another(error):
                 self._blame(error)
         finally:
+            self._ended = kind is None
             self._stop.set()
-            self._thread.join()
+            for thread in self._threads:
+                thread.join(_PATIENCE)
             faulthandler.cancel_dump_traceback_later()
-            self._beat(ended=kind is None)
 
     def _watch(self) -> None:
-        due = 0.0
         while not self._stop.is_set():
             stage, step, seconds = self._where()
             if 0 < self._limits[stage] < seconds:
                 self._end(stage, step)
-            if time.monotonic() >= due:
-                due = time.monotonic() + self._every
-                self._beat()
-                # Where somebody is gone the others wait; who goes on misses nobody.
-                if self._process == 0 and seconds > self._every:
-                    self._tell_of_silence(stage, step)
-                if all(self._limits.values()):
-                    # Native code that keeps the interpreter's lock stops this thread.
-                    faulthandler.dump_traceback_later(
-                        max(self._limits.values()) + 60, exit=True, file=_STDERR
-                    )
+            if all(self._limits.values()):
+                # Native code that keeps the interpreter's lock stops this thread.
+                faulthandler.dump_traceback_later(
+                    max(self._limits.values()) + 60, exit=True, file=_STDERR
+                )
             self._stop.wait(min(1.0, self._every))
+
+    def _live(self) -> None:
+        while not self._stop.is_set():
+            self._beat()
+            stage, step, seconds = self._where()
+            # Where somebody is gone the others wait; who goes on misses nobody.
+            if self._process == 0 and seconds > self._every:
+                self._tell_of_silence(stage, step)
+            self._stop.wait(self._every)
+        self._beat(ended=self._ended)
 
     def _where(self) -> tuple[str, int, float]:
         """Stage, step under way, seconds in that stage."""
@@ -177,12 +187,18 @@ class Watchdog:
             f"{stage!r} of step {step}, longer than watchdog.{stage}="
             f"{self._limits[stage]:g} s; exiting with {REQUEUE_EXIT_CODE}: {_AGAIN}\n"
         )
+        os.write(_STDERR, message.encode())
+        faulthandler.dump_traceback(_STDERR)
+        # From here on it may be the storage that hangs.
+        last = threading.Timer(_PATIENCE, os._exit, (REQUEUE_EXIT_CODE,))
+        last.daemon = True
+        last.start()
         others = self._others()
         if others:
             behind = "".join(f"  {beat}\n" for beat in others[:_SHOWN])
-            message += f"The other processes, furthest behind first:\n{behind}"
-        os.write(_STDERR, message.encode())
-        faulthandler.dump_traceback(_STDERR)
+            behind = f"The other processes, furthest behind first:\n{behind}"
+            os.write(_STDERR, behind.encode())
+            message += behind
         stacks = heartbeats.path(self._folder, self._process).with_suffix(".stacks.txt")
         with contextlib.suppress(OSError), stacks.open("w") as file:
             file.write(message)

@@ -6,6 +6,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -139,6 +140,37 @@ def test_a_step_that_hangs_ends_the_process_with_its_stack(tmp_path):
     for text in (ended.stderr, stacks):
         assert told in text
         assert "in a_step_that_hangs" in text
+
+
+STORAGE_HANGS = """
+from mmssl.train import heartbeat, watchdog
+heartbeat.write = heartbeat.read_all = lambda *_: time.sleep(60)
+watchdog._PATIENCE = 0.2
+"""
+
+
+def test_storage_that_hangs_stops_no_watchdog(tmp_path):
+    ended = subprocess.run(
+        [sys.executable, "-c", "import time" + STORAGE_HANGS + HANGS, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        cwd=ROOT,
+    )
+    assert ended.returncode == watchdog.REQUEUE_EXIT_CODE, ended.stderr
+    assert "is stuck in 'step' of step 9" in ended.stderr
+    assert "in a_step_that_hangs" in ended.stderr
+
+
+def test_storage_that_hangs_holds_up_no_end(tmp_path, monkeypatch):
+    go = threading.Event()
+    monkeypatch.setattr(heartbeat, "write", lambda *_: go.wait(60))
+    monkeypatch.setattr(watchdog, "_PATIENCE", 0.05)
+    begin = time.monotonic()
+    with Watchdog(tmp_path, Goodput(), heartbeat=0.01):
+        pass
+    assert time.monotonic() - begin < 30
+    go.set()
 
 
 def test_a_workdir_alive_elsewhere_is_refused(tmp_path, monkeypatch):
