@@ -177,6 +177,13 @@ def test_a_wrong_config_leaves_no_workdir(load, tmp_path):
         assert not (tmp_path / "w").exists(), override
 
 
+def test_a_mistyped_tracker_is_told_in_every_process(load, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs.distributed, "first", lambda: False)
+    with pytest.raises(UserError, match="did you mean 'project'"):
+        runs.train(load("--config.log.wandb={'projekt': 'p'}"), str(tmp_path / "w"))
+    assert not (tmp_path / "w").exists()
+
+
 def test_evaluate_export_load_and_report(trained, tmp_path):
     result = runs.evaluate_run(str(trained))
     assert result["step"] == 6
