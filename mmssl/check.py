@@ -5,6 +5,7 @@ Numbers come from abstract evaluation, so a pod's model is checked on a laptop.
 
 import contextlib
 import dataclasses
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -27,7 +28,7 @@ NOMINAL_VOCAB = 65536
 """Text ids where no tokenizer is opened: the size of VATT's vocabulary."""
 
 ROWS = 32
-"""At most so many rows of one real batch are run: enough to see whether it works."""
+"""About so many rows of one real batch are run: enough to see whether it works."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +83,12 @@ def raw_shapes(experiment: Experiment, rows: int) -> RawBatch:
 
 
 def memory(experiment: Experiment) -> Memory:
-    """The estimate per device: its rows of the batch, its shards of the state."""
+    """The estimate per device: its rows of the batch, its shards of the state.
+
+    Raises:
+      UserError: the batch does not divide, see `Experiment.check_rows`.
+    """
+    experiment.check_rows()
     model, state = experiment.model, experiment.abstract_state()
     rows = experiment.config["batch"] // mesh_lib.row_shards(experiment.mesh)
     raw = raw_shapes(experiment, rows)
@@ -178,7 +184,7 @@ class RealBatch:
     """What one batch of the dataset is, and what a step makes of it.
 
     Attributes:
-      rows: of the batch; at most `ROWS` and the config's batch.
+      rows: of the batch; see `few_rows`.
       present: modality to rows that have it.
       faults: fault class to rows.
       ranges: modality to (smallest, largest) value.
@@ -194,14 +200,21 @@ class RealBatch:
     metrics: dict[str, float]
 
 
+def few_rows(experiment: Experiment) -> int:
+    """The smallest batch from `ROWS` on that divides as the config's; at most that."""
+    harmonizer = experiment.harmonizer
+    parts = harmonizer.group or 1, harmonizer.micro_batch or 1
+    unit = math.lcm(mesh_lib.row_shards(experiment.mesh), *parts)
+    return min(experiment.config["batch"], -(-ROWS // unit) * unit)
+
+
 def real_batch(experiment: Experiment) -> RealBatch:
     """Reads one training batch and takes one step with it; keeps neither.
 
     Raises:
       UserError: the dataset does not fit the config, or the loss is not finite.
     """
-    shards = mesh_lib.row_shards(experiment.mesh)
-    rows = min(experiment.config["batch"], -(-ROWS // shards) * shards)
+    rows = few_rows(experiment)
     small = Experiment({**experiment.config, "batch": rows})
     with contextlib.ExitStack() as stack:
         pool = stack.enter_context(streams.open_pool(small))

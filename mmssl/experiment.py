@@ -202,9 +202,20 @@ class Experiment:
 
     @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh:
-        mesh = mesh_lib.make_mesh(self.config["mesh"])
-        mesh_lib.check_batch(self.config["batch"], mesh)
-        return mesh
+        return mesh_lib.make_mesh(self.config["mesh"])
+
+    def check_rows(self) -> None:
+        """Raises UserError where batch or micro-batch do not divide over the mesh."""
+        batch, shards = self.config["batch"], mesh_lib.row_shards(self.mesh)
+        mesh_lib.check_batch(batch, self.mesh)
+        micro, unit = self.harmonizer.micro_batch, shards * (self.harmonizer.group or 1)
+        if micro < batch and micro % unit:
+            # It would compute rows on more than one device.
+            raise UserError(
+                f"harmonizer.micro_batch {micro} is not divisible by {unit}: the "
+                f"mesh's {shards} batch shards, times harmonizer.group; it counts the "
+                "rows of all devices together"
+            )
 
     def _initial(self, key: Any) -> state_lib.TrainState:
         return state_lib.init_state(
@@ -252,7 +263,12 @@ class Experiment:
 
     @functools.cached_property
     def step(self) -> Any:
-        """The jitted train step, the mesh ambient; donates its state."""
+        """The jitted train step, the mesh ambient; donates its state.
+
+        Raises:
+          UserError: the batch does not divide, see `check_rows`.
+        """
+        self.check_rows()
         step = step_lib.make_step(
             prepare=self.model.prepare,
             encode=self.model.encode,

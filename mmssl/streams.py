@@ -48,7 +48,12 @@ def make_view(experiment: Experiment, pool: DecodePool, **kwargs: Any) -> views.
 
 
 def train_pipeline(experiment: Experiment, pool: DecodePool) -> pipeline.Pipeline:
-    """The endless stream of training batches, this process's rows."""
+    """The endless stream of training batches, this process's rows.
+
+    Raises:
+      UserError: the batch does not divide, see `Experiment.check_rows`.
+    """
+    experiment.check_rows()
     data = experiment.config["data"]
     split = data.get("split", "train")
     return pipeline.Pipeline(

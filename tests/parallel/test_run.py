@@ -153,4 +153,35 @@ def test_heads_and_rows_that_do_not_divide_are_refused():
     with pytest.raises(UserError, match=r"mesh.tensor 4: the encoder of audio has 2"):
         experiment({"data": 2, "tensor": 4}).abstract_state()
     with pytest.raises(UserError, match="batch 12 is not divisible"):
-        _ = Experiment({**CONFIG, "mesh": {"data": 8}, "batch": 12}).mesh
+        _ = Experiment({**CONFIG, "mesh": {"data": 8}, "batch": 12}).step
+
+
+@pytest.mark.parametrize(
+    ("options", "rows"),
+    [
+        ({}, 32),
+        ({"group": 0}, 32),
+        ({"group": 3}, 48),
+        ({"micro_batch": 48}, 48),
+        ({"group": 5, "micro_batch": 80}, 80),
+        ({"group": 5}, 40),
+    ],
+)
+def test_a_check_takes_rows_that_divide_as_the_batch(options, rows):
+    config = {**CONFIG, "mesh": {"data": 8}, "batch": 240, "harmonizer": options}
+    made = Experiment(config)
+    made.check_rows()
+    assert check.few_rows(made) == rows
+    Experiment({**config, "batch": rows}).check_rows()
+
+
+def test_micro_batches_must_divide_over_the_mesh():
+    def checked(**options):
+        config = {**CONFIG, "mesh": {"data": 8}, "batch": 96, "harmonizer": options}
+        Experiment(config).check_rows()
+
+    checked(micro_batch=48, group=3)
+    with pytest.raises(UserError, match="micro_batch 12 is not divisible by 8"):
+        checked(micro_batch=12)
+    with pytest.raises(UserError, match="micro_batch 40 is not divisible by 16"):
+        checked(micro_batch=40, group=2)
