@@ -101,7 +101,8 @@ class Trim:
         order = jnp.argsort(jnp.where(judged, -values, jnp.inf), axis=0, stable=True)
         place = jnp.argsort(order, axis=0)  # 0: the highest
         level = self.level(step, names)
-        count = jnp.round(level * judged.sum(0).astype(jnp.float32))
+        # Down: of few samples, and a share below 1, some are left.
+        count = jnp.floor(level * judged.sum(0).astype(jnp.float32))
         return ~judged | (place >= count[None])
 
 

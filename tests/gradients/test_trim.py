@@ -67,7 +67,12 @@ def test_every_loss_drops_its_own_highest():
 
 
 def test_of_equal_values_as_many_are_dropped():
-    assert keep(np.ones((6, 1)), share=0.3).sum() == 4
+    assert keep(np.ones((6, 1)), share=0.3).sum() == 5
+
+
+def test_no_share_drops_a_whole_loss():
+    assert keep(np.ones((1, 1)), share=0.9).all()
+    assert keep(np.ones((3, 1)), share=0.9).sum() == 1
 
 
 def test_absent_and_broken_samples_are_neither_counted_nor_dropped():
@@ -99,7 +104,7 @@ def trimmed_weights():
     weights = np.ones_like(values)
     for k, there in enumerate((np.ones(toy.ROWS, bool), np.asarray(HALF))):
         rows = np.flatnonzero(there)
-        worst = rows[np.argsort(-values[rows, k])][: round(0.5 * len(rows))]
+        worst = rows[np.argsort(-values[rows, k])][: int(0.5 * len(rows))]
         weights[rows, k] = len(rows) / (len(rows) - len(worst))
         weights[worst, k] = 0
     return weights
