@@ -147,7 +147,7 @@ def imagenet(folder: Folder, split: str) -> Iterator[Entry]:
     """train/<class>/<image> and val/<class>/<image>.
 
     Where they are there, train_cls.txt lists the training images,
-    LOC_val_solution.csv the images of a val folder without classes, and
+    LOC_val_solution.csv the images of val, with or without folders of classes, and
     LOC_synset_mapping.txt names the classes.
     """
     del split
@@ -157,10 +157,10 @@ def imagenet(folder: Folder, split: str) -> Iterator[Entry]:
             wnid, _, name = line.partition(" ")
             names[wnid] = name
 
-    def entry(part: str, label: str, path: str, *, listed: bool) -> Entry:
+    def entry(part: str, label: str, *paths: str, listed: bool) -> Entry:
         return Entry(
-            id=path,
-            names=(path,),
+            id=paths[0],
+            names=paths,
             split=part,
             labels={"class": label},
             meta={"name": names[label]} if label in names else {},
@@ -179,7 +179,9 @@ def imagenet(folder: Folder, split: str) -> Iterator[Entry]:
         label = row["PredictionString"].partition(" ")[0]
         if not label:
             raise at.error("the class first in PredictionString", "")
-        yield entry("validation", label, f"val/{row['ImageId']}", listed=True)
+        image = row["ImageId"]
+        places = f"val/{image}", f"val/{label}/{image}"
+        yield entry("validation", label, *places, listed=True)
     found = {"train": train is not None, "val": solution is not None}
     for path in folder.paths():
         *above, part, label, _ = ["", "", *path.split("/")]

@@ -115,6 +115,8 @@ def youtube(folder: Folder, split: str) -> Iterator[Entry]:
         if file.endswith(_INFO) or dot + suffix not in READERS:
             continue
         name, _, language = stem.rpartition(".")
+        if language == "live_chat":
+            continue
         if stem in names:
             spoken.setdefault(stem, {}).setdefault("", file)
         elif name in names:
@@ -154,9 +156,14 @@ def _info(folder: Folder, name: str) -> tuple[dict[str, Any], tuple[Segment, ...
 
 
 def _language(files: dict[str, str], own: object) -> str:
-    """Of the languages at hand: the original, the video's own, unnamed, the first."""
+    """Of the languages at hand: the original, the video's own, unnamed, the first.
+
+    `en` is also `en-US`, and the other way round.
+    """
     original = sorted(name for name in files if name.endswith("-orig"))
-    wanted = [*original, str(own), ""]
+    primary = str(own).split("-")[0]
+    kin = sorted(name for name in files if name.split("-")[0] == primary)
+    wanted = [*original, str(own), *kin, ""]
     return next((name for name in wanted if name in files), min(files))
 
 

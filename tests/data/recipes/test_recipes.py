@@ -213,6 +213,30 @@ def test_words_of_a_speech_recognizer(tmp_path):
     assert [s.text for s in row.segments] == ["pour 1,5"]
 
 
+@pytest.mark.parametrize(
+    ("own", "others", "chosen"),
+    [
+        ("en-US", ("de", "en"), "en"),
+        ("en", ("de", "en-GB"), "en-GB"),
+        ("en-US", ("en", "en-US"), "en-US"),
+        ("en", ("live_chat", "nl"), "nl"),
+        ("en", ("en", "de-orig"), "de-orig"),
+    ],
+)
+def test_the_language_of_a_video_is_taken_first(tmp_path, own, others, chosen):
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "v.mp4").write_bytes(MEDIA)
+    (root / "v.info.json").write_text(json.dumps({"id": "v", "language": own}))
+    for name in others:
+        suffix = "json" if name == "live_chat" else "vtt"
+        cue = "WEBVTT\n\n00:00.000 --> 00:02.000\nhello\n"
+        (root / f"v.{name}.{suffix}").write_text(cue)
+    row = rows(make(tmp_path, "youtube"))["v"]
+    assert row.meta["captions"] == chosen
+    assert [s.text for s in row.segments] == ["hello"]
+
+
 def test_a_manifest_in_a_linked_folder(tmp_path):
     (tmp_path / "far/away").mkdir(parents=True)
     (tmp_path / "near").symlink_to(tmp_path / "far/away")
@@ -226,10 +250,12 @@ def test_imagenet_validation_without_classes(tmp_path):
     (root / "LOC_val_solution.csv").write_text(
         "ImageId,PredictionString\nILSVRC2012_val_00000001,n01751748 111 108 249 244 \n"
         "ILSVRC2012_val_00000002,n01751748 1 1 2 2\n"
+        "ILSVRC2012_val_00000236,n01443537 1 1 2 2\n"
     )
     (root / "Data/val/ILSVRC2012_val_00000001.JPEG").write_bytes(MEDIA)
     done = write_manifest("imagenet", root=root, out=tmp_path / "m.jsonl")
-    assert done.coverage == {"train": of(2, 1), "validation": of(2, 1)}
+    # One of them lies in the folder of its class.
+    assert done.coverage == {"train": of(2, 1), "validation": of(3, 2)}
     row = rows(done)["val/ILSVRC2012_val_00000001"]
     assert row.labels == {"class": "n01751748"}
 
