@@ -53,7 +53,7 @@ class Collective:
         return any(len({d // island for d in group}) > 1 for group in self.groups)
 
 
-_INSTRUCTION = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
+_INSTRUCTION = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
 _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _CALLED = re.compile(
@@ -84,7 +84,12 @@ def collectives(text: str) -> list[Collective]:
             continue
         found = _INSTRUCTION.search(line)
         if found:
-            own[here].append(Collective(found[2], _size(found[1]), 1, _groups(line)))
+            arrays = _ARRAY.findall(found[1])
+            if found[3] and found[2] != "all-reduce":
+                # Operands, results, and scalars of the runtime.
+                arrays = [array for array in arrays if array[2]]
+                arrays = arrays[len(arrays) // 2 :]
+            own[here].append(Collective(found[2], _size(arrays), 1, _groups(line)))
         trips = _TRIPS.search(line) if " while(" in line else None
         names = _CALLED.findall(line)
         for listed in _BRANCHES.findall(line):
@@ -103,11 +108,11 @@ def collectives(text: str) -> list[Collective]:
     return list(inside(entry))
 
 
-def _size(shapes: str) -> int:
-    """Bytes of a shape or a tuple of them."""
+def _size(arrays: Iterable[tuple[str, str, str]]) -> int:
+    """Bytes of matches of `_ARRAY`."""
     return sum(
         math.prod(int(n) for n in sizes.split(",") if n) * max(int(bits or 8) // 8, 1)
-        for _, bits, sizes in _ARRAY.findall(shapes)
+        for _, bits, sizes in arrays
     )
 
 

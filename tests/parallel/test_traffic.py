@@ -23,7 +23,7 @@ HloModule jit_f
 }
 
 %left (p: f32[2]) -> f32[2] {
-  %g = (bf16[8]{0}, bf16[8]{0}) all-gather-start(%p), replica_groups=[2,2]<=[2,2]T(1,0)
+  %g = (bf16[8]{0}, bf16[16]{0}) all-gather-start(%p), replica_groups=[2,2]<=[2,2]T(1,0)
 }
 
 %right (p: f32[2]) -> f32[2] {
@@ -68,6 +68,20 @@ def test_groups_in_every_spelling(written, groups):
     reduce = f"  %r = f32[] all-reduce(%x), replica_groups={written}, to_apply=%add"
     (found,) = traffic.collectives(f"ENTRY %main (x: f32[]) -> f32[] {{\n{reduce}\n}}")
     assert found.groups == groups
+
+
+@pytest.mark.parametrize(
+    ("written", "size"),
+    [
+        ("(f32[4], f32[4], u32[], u32[]) collective-permute-start(%x)", 16),
+        ("((f32[4], f32[2]), (f32[8], f32[4])) all-gather-start(%x, %y)", 48),
+        ("(f32[4], f32[2]) all-reduce-start(%x, %y)", 24),
+        ("f32[8] all-gather-done(%x)", None),
+    ],
+)
+def test_of_what_runs_beside_the_result_is_counted(written, size):
+    text = f"ENTRY %main (x: f32[]) -> f32[] {{\n  %r = {written}\n}}"
+    assert [c.bytes for c in traffic.collectives(text)] == ([size] if size else [])
 
 
 def test_a_real_program_is_read():
