@@ -9,7 +9,7 @@
 #   logs      the last lines of worker 0 (WORKER=all: of all)
 #   status    the state of the slice
 #   resume    create and install, where there is no slice, and run; again, whenever it is
-#             preempted, until the run has ended
+#             preempted, until the run has ended; the exit code is the run's
 #   delete    deletes the slice
 #
 # NAME, ZONE    of the slice
@@ -41,6 +41,8 @@ need() {
   done
 }
 need NAME ZONE
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
 
 # Prints a command; runs it, too, unless this is a dry run.
 do_() {
@@ -52,42 +54,50 @@ tpu() { do_ gcloud compute tpus "$@" --zone="$ZONE"; }
 
 ssh_all() { tpu tpu-vm ssh "$NAME" --worker=all --command="$1"; }
 
+# UNKNOWN where gcloud does not answer: that says nothing of the slice.
 state() {
-  gcloud compute tpus queued-resources describe "$NAME" --zone="$ZONE" \
-    --format='value(state.state)' 2>/dev/null || echo ABSENT
+  local said
+  if said=$(gcloud compute tpus queued-resources describe "$NAME" --zone="$ZONE" \
+    --format='value(state.state)' 2>"$scratch/errors"); then
+    echo "$said"
+  elif grep -q NOT_FOUND "$scratch/errors"; then
+    echo ABSENT
+  else
+    echo UNKNOWN
+  fi
 }
 
 create() {
   need TYPE RUNTIME
   local options=(--node-id="$NAME" --accelerator-type="$TYPE" --runtime-version="$RUNTIME")
   [[ -z ${SPOT:-} ]] || options+=(--spot)
-  tpu queued-resources create "$NAME" "${options[@]}"
+  tpu queued-resources create "$NAME" "${options[@]}" && wait_for
+}
+
+wait_for() {
   $dry && return
   local now
   until now=$(state) && [[ $now == ACTIVE ]]; do
     case $now in
-      FAILED | SUSPENDED) echo "tpu_vm.sh: the slice is $now" >&2 && return 1 ;;
+      ABSENT | FAILED | SUSPENDED) echo "tpu_vm.sh: the slice is $now" >&2 && return 1 ;;
     esac
     sleep 30
   done
 }
 
 install() {
-  local archive
-  archive=$(mktemp --suffix=.tar.gz)
-  do_ git archive --format=tar.gz --output="$archive" HEAD
-  tpu tpu-vm scp "$archive" "$NAME:mmssl.tar.gz" --worker=all
-  rm -f "$archive"
+  local archive=$scratch/mmssl.tar.gz
+  do_ git archive --format=tar.gz --output="$archive" HEAD &&
+    tpu tpu-vm scp "$archive" "$NAME:mmssl.tar.gz" --worker=all || return
   # The machines' own Python may be too old.
   ssh_all "mkdir -p mmssl && tar -xzf mmssl.tar.gz -C mmssl && cd mmssl && \
 python3 -m pip install --quiet --user uv && python3 -m uv venv --clear --python 3.12 && \
-python3 -m uv pip install --quiet '.[tpu]' --constraint constraints.txt"
+python3 -m uv pip install --quiet '.[tpu]' --constraint constraints.txt" || return
   [[ -z ${SETUP:-} ]] || ssh_all "$SETUP"
 }
 
 run() {
-  local script
-  script=$(mktemp --suffix=.sh)
+  local script=$scratch/run.sh
   cat >"$script" <<EOF
 { # read whole: a second call replaces this file
   cd mmssl
@@ -107,24 +117,35 @@ run() {
 }
 EOF
   if $dry; then sed 's/^/  /' "$script" >&2; fi
-  tpu tpu-vm scp "$script" "$NAME:run.sh" --worker=all
-  rm -f "$script"
+  tpu tpu-vm scp "$script" "$NAME:run.sh" --worker=all || return
   ssh_all "nohup bash run.sh >>train.log 2>&1 </dev/null & disown"
 }
 
+# Brings the slice into being, as far as it is not, and starts the run on it. What fails
+# here (a preemption, the network) is tried again, so `set -e` must not be relied on.
+start() {
+  local now=SUSPENDED
+  $dry || now=$(state)
+  case $now in
+    ACTIVE) ;;
+    ABSENT) installed=false && create ;;
+    FAILED | SUSPENDED) installed=false && delete && create ;;
+    ACCEPTED | PROVISIONING | WAITING_FOR_RESOURCES) installed=false && wait_for ;;
+    *) echo "tpu_vm.sh: the slice is $now; waiting" >&2 && return 1 ;;
+  esac && { $installed || install; } && installed=true && run "$@"
+}
+
 resume() {
+  need TYPE RUNTIME
+  local installed=true said
   while true; do
-    if $dry || [[ $(state) != ACTIVE ]]; then
-      delete || true # what is left of it
-      create
-      install
-    fi
-    run "$@"
+    start "$@" || { sleep 60 && continue; }
     $dry && return
-    while [[ $(state) == ACTIVE ]]; do
-      if tpu tpu-vm ssh "$NAME" --worker=0 --command="tail -n 1 train.log" |
-        grep '^exit code'; then
-        return
+    while [[ $(state) =~ ^(ACTIVE|UNKNOWN)$ ]]; do
+      if said=$(tpu tpu-vm ssh "$NAME" --worker=0 --command="tail -n 1 train.log" |
+        grep '^exit code'); then
+        echo "$said"
+        exit "${said##* }"
       fi
       sleep 60
     done

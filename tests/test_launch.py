@@ -26,7 +26,7 @@ TPU = {
 def script(name: str, *arguments: str, **variables: str) -> Any:
     return subprocess.run(
         ["bash", str(LAUNCH / name), *arguments],
-        env={"PATH": os.environ["PATH"], **variables},
+        env={"PATH": os.environ["PATH"]} | variables,
         capture_output=True,
         text=True,
         timeout=60,
@@ -71,6 +71,57 @@ def test_tpu_vm_shows_all_of_its_road() -> None:
     arguments, overrides = parsed(arguments_of(line)[1:])
     assert arguments.cluster == "tpu"
     assert overrides == TRAIN[-1:]
+
+
+GCLOUD = """#!/bin/bash
+# Answers each question with the next line of a file; "!" is a failure.
+cd "$(dirname "$0")"
+answer() {
+  local line
+  line=$(head -n 1 "$1") && sed -i 1d "$1"
+  [[ $line == !* ]] && echo "$line" >&2 && exit 1
+  echo "$line"
+}
+case "$*" in
+  *describe*) answer states ;;
+  *"scp"*) echo scp >>calls && answer scps ;;
+  *"tail -n 1"*) answer logs ;;
+  *ssh*) ;;
+  *) echo "$4" >>calls ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("states", "scps", "calls"),
+    [
+        # Neither silence nor a slice on its way is a reason to delete.
+        (
+            ["!UNAVAILABLE", "PROVISIONING", "!UNAVAILABLE", *["ACTIVE"] * 9],
+            [],
+            ["scp"] * 2,
+        ),
+        # What breaks off is done again.
+        (["!NOT_FOUND", *["ACTIVE"] * 9], ["!"], ["create", *["scp"] * 3]),
+        (
+            ["ACTIVE", "ACTIVE", "SUSPENDED", "SUSPENDED", *["ACTIVE"] * 9],
+            [],
+            ["scp", "delete", "create", "scp", "scp"],
+        ),
+    ],
+)
+def test_tpu_vm_resumes_until_the_run_ends(tmp_path, states, scps, calls) -> None:
+    logs = ["step 8", "!no route", "exit code 2"]
+    for name, lines in (("states", states), ("scps", scps), ("logs", logs)):
+        (tmp_path / name).write_text("".join(f"{line}\n" for line in lines))
+    for name, text in (("gcloud", GCLOUD), ("sleep", "#!/bin/sh\n")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    ended = script("tpu_vm.sh", "resume", *TRAIN, **TPU, PATH=path)
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stdout.endswith("exit code 2\n")
+    assert (tmp_path / "calls").read_text().split() == calls
 
 
 @pytest.mark.parametrize(
