@@ -38,8 +38,9 @@ class Memory:
     Attributes:
       state: parameters, optimizer, heads and objective state, as checkpoints hold them.
       gradients: as large as the parameters and heads.
-      activations: what the encoder keeps for its backward pass, an upper bound: a
-        compiler that recomputes or fuses needs less.
+      activations: what the encoder keeps for its backward pass, kernels as it computes
+        with them among it; an upper bound: a compiler that recomputes or fuses needs
+        less.
       harmonizer: per-sample gradients that are compared, an upper bound; 0 where
         nothing reads Gramians.
       batch: raw media.
@@ -102,8 +103,10 @@ def memory(experiment: Experiment) -> Memory:
         losses = len(trace(experiment).losses)
         held = losses * harmonizer.engine.held(state.params, groups)
 
-    def kept(rows: int) -> int:
-        """Bytes of the backward function: activations, and some of the parameters."""
+    compute = jnp.dtype(experiment.config["model"].get("dtype", "float32"))
+
+    def kept(rows: int) -> Any:
+        """The backward function: activations, and some of the parameters."""
 
         def residuals(params: Any, raw: RawBatch) -> Any:
             key = jax.random.key(0)
@@ -115,13 +118,23 @@ def memory(experiment: Experiment) -> Memory:
             return backward
 
         raw = raw_shapes(experiment, rows)
-        return _bytes(jax.eval_shape(residuals, state.params, raw))
+        return jax.eval_shape(residuals, state.params, raw)
 
+    def cast(backward: Any) -> list[Any]:
+        """Of it, what has the precision of compute where parameters have another."""
+        leaves = jax.tree.leaves(backward) if compute != jnp.float32 else []
+        return [x for x in leaves if x.dtype == compute]
+
+    one, two = kept(rows), kept(2 * rows)
+    # The parameters among them, counted above, do not grow with the rows; nor do their
+    # copies in the precision of compute, which come on top; towers that share
+    # parameters share the copies.
+    copies = 2 * _bytes(cast(one)) - _bytes(cast(two))
+    copies = min(copies, trees.size(state.params) * compute.itemsize)
     return Memory(
         state=_bytes(state),
         gradients=_bytes((state.params, state.heads)),
-        # The parameters among them, counted above, do not grow with the rows.
-        activations=round((kept(2 * rows) - kept(rows)) * share),
+        activations=copies + round((_bytes(two) - _bytes(one)) * share),
         harmonizer=held * jnp.dtype(jnp.float32).itemsize,
         batch=_bytes(raw),
     )

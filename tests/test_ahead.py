@@ -7,7 +7,7 @@ import sys
 import jax
 import pytest
 
-from mmssl import ahead, check, costs
+from mmssl import ahead, check, costs, trees
 from mmssl.errors import UserError
 from mmssl.parallel import traffic
 from tests.conftest import ROOT
@@ -68,11 +68,27 @@ def test_what_does_not_fit_is_said_before_anything_is_compiled(
     assert re.search(message, done.stderr), done.stderr
 
 
-def test_activations_grow_with_the_rows_and_not_with_the_vocabulary():
-    def activations(*overrides):
-        return check.memory(experiment("demo.py", *TINY, *overrides)).activations
+def activations(*overrides):
+    return check.memory(experiment("demo.py", *TINY, *overrides)).activations
 
+
+def test_activations_grow_with_the_rows_and_not_with_the_vocabulary():
     one = activations()
     assert one > 0
     assert activations("--config.model.text={'vocab': 4096}") == one
     assert activations("--config.batch=32") == 2 * one
+
+
+def test_kernels_in_the_precision_of_compute_are_kept_without_remat():
+    def constant(*overrides):
+        half = ("--config.model.dtype=bfloat16", *overrides)
+        return 2 * activations(*half) - activations(*half, "--config.batch=32")
+
+    made = experiment("demo.py", *TINY)
+    named = trees.named_leaves(made.abstract_state().params)
+    sizes = {name: 2 * x.size for name, x in named.items() if "kernel" in name}
+    kernels = sum(sizes.values())
+    blocks = sum(size for name, size in sizes.items() if "layer_" in name)
+    assert constant("--config.model.remat='none'") == pytest.approx(kernels, rel=0.1)
+    recomputed = pytest.approx(kernels - blocks, rel=0.01)
+    assert constant("--config.model.remat='full'") == recomputed
