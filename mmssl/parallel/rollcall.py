@@ -47,20 +47,26 @@ def roll_call(
 
 def _lead(port: int, processes: int, deadline: float) -> dict[int, str]:
     found = {0: socket.gethostname()}
+    ids = {0: os.getpid()}
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(_listen(port, deadline))
         connections = []
         while len(found) < processes and (left := deadline - time.monotonic()) > 0:
             server.settimeout(left)
             # Anybody may knock at a port; who says something else is not of this run.
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError, TypeError):
                 connection = stack.enter_context(server.accept()[0])
                 connection.settimeout(5)
-                number, name = json.loads(connection.makefile().readline())
-                if found.setdefault(number, name) != name or number == 0:
+                number, name, id = json.loads(connection.makefile().readline())
+                if type(number) is not int or not 0 <= number < processes:
+                    continue
+                # One that lost its connection comes again.
+                one = found.setdefault(number, name), ids.setdefault(number, id)
+                if one != (name, id):
                     raise UserError(
                         f"two processes say that they are number {number}, on "
-                        f"{found[number]} and on {name}; each needs its own"
+                        f"{one[0]} (pid {one[1]}) and on {name} (pid {id}); each "
+                        "needs its own"
                     )
                 connections.append(connection)
         answer = json.dumps(found).encode()
@@ -97,7 +103,7 @@ def _follow(
             with socket.create_connection((host, port), timeout=left) as connection:
                 # Its answer to all comes when its own time is over, at the latest.
                 connection.settimeout(left + timeout)
-                hello = json.dumps([process, socket.gethostname()])
+                hello = json.dumps([process, socket.gethostname(), os.getpid()])
                 connection.sendall(f"{hello}\n".encode())
                 answer = json.loads(connection.makefile().read())
                 return {int(number): name for number, name in answer.items()}

@@ -83,9 +83,10 @@ def test_missing_processes_are_worth_another_start(capsys):
     assert "did not come" in capsys.readouterr().err
 
 
-def test_two_of_one_number_are_told(port):
+@pytest.mark.parametrize("where", [HOST, "elsewhere"])
+def test_two_of_one_number_are_told(port, where):
     def impostor():
-        hello = json.dumps([1, "elsewhere"]) + "\n"
+        hello = json.dumps([1, where, os.getpid() + 1]) + "\n"
         with socket.create_connection(("localhost", port)) as connection:
             connection.sendall(hello.encode())
             connection.recv(1)
@@ -107,24 +108,24 @@ def test_two_of_one_number_are_told(port):
     assert "two processes say that they are number 1" in str(first)
 
 
-def test_strangers_at_the_port_do_no_harm(port):
-    def stranger():
-        while not done.is_set():
+@pytest.mark.parametrize(
+    "said",
+    ["GET / HTTP/1.1\r\n", "5", "null", '["a", "b", 1]', '[9, "x", 1]', "[[],0,0]"],
+)
+def test_strangers_at_the_port_do_no_harm(port, said):
+    options = {"processes": 2, "timeout": 20}
+    with ThreadPoolExecutor(1) as pool:
+        leading = pool.submit(call_roll, port, [0], **options)
+        while True:
             try:
-                with socket.create_connection(("localhost", port)) as connection:
-                    connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
-            except OSError:
-                done.wait(0.01)
-
-    done = threading.Event()
-    thread = threading.Thread(target=stranger)
-    thread.start()
-    try:
-        found = call_roll(port, [0, 1], processes=2, timeout=20)
-    finally:
-        done.set()
-        thread.join()
-    assert found == [[HOST] * 2] * 2
+                stranger = socket.create_connection(("localhost", port))
+                break
+            except ConnectionRefusedError:
+                continue
+        with stranger:
+            stranger.sendall(f"{said}\n".encode())
+            following = call_roll(port, [1], **options)
+        assert leading.result() == following == [[HOST] * 2]
 
 
 def test_slurm_says_where_each_should_be(tmp_path, monkeypatch):
