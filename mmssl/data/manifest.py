@@ -168,12 +168,14 @@ def _label(fields: _Fields, column: str, value: object) -> str | None:
 
 
 class _Checks:
-    """What must hold between rows: unique ids, one type per label column."""
+    """What must hold between rows: unique ids, one type per label column, one split
+    per group."""
 
     def __init__(self, source: pathlib.Path) -> None:
         self.source = source
         self.ids: dict[str, str] = {}
         self.types: dict[str, tuple[str, str, object]] = {}
+        self.splits: dict[str, tuple[str, str]] = {}
 
     def id(self, id: str, where: str) -> None:
         first = self.ids.setdefault(id, where)
@@ -193,6 +195,15 @@ class _Checks:
                 "of its values as strings"
             )
 
+    def group(self, group: str, split: str, where: str) -> None:
+        first = self.splits.setdefault(group, (split, where))
+        if group and first[0] != split:
+            raise UserError(
+                f"{self.source}: group {group!r} has two splits: "
+                f"{first[0] or 'none stated'} on {first[1]}, {split or 'none stated'} "
+                f"on {where}; state the same one on all of its rows, or none"
+            )
+
 
 def _row(fields: _Fields, source: pathlib.Path, where: str, checks: _Checks) -> Row:
     extras = fields.extras()
@@ -203,6 +214,7 @@ def _row(fields: _Fields, source: pathlib.Path, where: str, checks: _Checks) -> 
     if split and not splits.is_name(split):
         expected = "a name of small letters, digits and '_', other than 'all'"
         raise fields.error("split", expected, split, "rename the split")
+    checks.group(group, split, where)
     segments = fields.texts("text", captions.parse_text) + fields.texts(
         "segments", captions.parse_segments
     )
@@ -273,7 +285,7 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
 
     Raises:
       UserError: names the line and the field; also for a missing or empty manifest,
-        an id twice, and a label column of two types.
+        an id twice, a label column of two types, and a group of two splits.
     """
     source = pathlib.Path(path)
     if not source.is_file():

@@ -65,6 +65,10 @@ ROW = {"id": "a"} | TEXT
         (["", " "], r"the manifest is empty"),
         (["{"], r"line 1: expected one JSON object a line"),
         ([ROW, "[1]"], r"line 2: expected a JSON object, found list"),
+        (
+            [ROW | {"group": "g", "split": "test"}, TEXT | {"id": "b", "group": "g"}],
+            r"group 'g' has two splits: test on line 1, none stated on line 2; state",
+        ),
         ([ROW, ROW], r"id 'a' twice: line 1 and line 2; ids must be unique"),
         (
             [{"media": "m.mp4"}, {"id": "m.mp4", "text": "t"}],
