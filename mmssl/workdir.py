@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmssl import files
-from mmssl.errors import UserError
+from mmssl.errors import AgainError, UserError
 from mmssl.train import heartbeat
 
 _LATELY = 600.0
@@ -58,14 +58,14 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
     showed signs of life on another one of late, it is waited for more of them.
 
     Raises:
-      UserError: another process trains in it.
+      AgainError: another process trains in it, perhaps one that is about to end.
     """
     descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(
+            raise AgainError(
                 f"another process is training in {folder}; wait for it or stop it, or "
                 "give another --workdir"
             ) from None
@@ -76,7 +76,7 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
 
 
 def _check_elsewhere(folder: pathlib.Path) -> None:
-    """Raises UserError where the run's first process lives on another machine."""
+    """Raises AgainError where the run's first process lives on another machine."""
     last = heartbeat.read(folder, 0)
     if (
         last is None
@@ -94,7 +94,7 @@ def _check_elsewhere(folder: pathlib.Path) -> None:
     time.sleep(patience)
     now = heartbeat.read(folder, 0)
     if now is not None and (now.host, now.time) != (last.host, last.time):
-        raise UserError(
+        raise AgainError(
             f"{now.host} is training in {folder} (process {now.pid}, step {now.step}); "
             "wait for it or stop it, or give another --workdir"
         )

@@ -94,7 +94,7 @@ def test_two_of_one_number_are_told(port, where):
     thread = threading.Thread(target=impostor)
     # The leader is there first, the two others follow.
     with ThreadPoolExecutor(1) as pool:
-        leading = pool.submit(call_roll, port, [0, 1], processes=3, timeout=20)
+        leading = pool.submit(call_roll, port, [0, 1], processes=3, timeout=3)
         while not thread.is_alive() and not leading.done():
             try:
                 socket.create_connection(("localhost", port)).close()

@@ -177,7 +177,7 @@ def test_a_workdir_alive_elsewhere_is_refused(tmp_path, monkeypatch):
     place(tmp_path, beat(ago=1))
     monkeypatch.setattr(time, "sleep", lambda _: place(tmp_path, beat(step=6)))
     with (
-        pytest.raises(UserError, match=r"host-a is training in .* step 6"),
+        pytest.raises(AgainError, match=r"host-a is training in .* step 6"),
         workdir_lib.locked(tmp_path),
     ):
         pass
@@ -198,6 +198,15 @@ def test_a_workdir_of_a_dead_run_is_taken(tmp_path, monkeypatch, former, waited)
     place(tmp_path, former)
     with workdir_lib.locked(tmp_path):
         assert bool(slept) == waited
+
+
+def test_a_second_process_is_told_to_come_again(tmp_path):
+    with (
+        workdir_lib.locked(tmp_path),
+        pytest.raises(AgainError, match="another process is training"),
+        workdir_lib.locked(tmp_path),
+    ):
+        pass
 
 
 def test_a_beat_is_plain_json(tmp_path):
