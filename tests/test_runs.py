@@ -204,6 +204,17 @@ def test_evaluate_export_load_and_report(trained, tmp_path):
     np.testing.assert_allclose(np.linalg.norm(text, axis=1), 1, rtol=1e-5)
 
 
+def test_an_average_is_exported_before_any_evaluation(trained, tmp_path, monkeypatch):
+    shutil.copytree(trained, tmp_path / "w")
+    (tmp_path / "w" / "eval.json").unlink(missing_ok=True)
+    plain = runs.restore
+    # The run keeps no average: its parameters stand for one.
+    monkeypatch.setattr(runs, "restore", lambda *run, ema: plain(*run))
+    out = tmp_path / "export"
+    runs.export_run(str(tmp_path / "w"), str(out), ema=True)
+    assert "not evaluated before this export" in (out / "README.md").read_text()
+
+
 def batch_of(experiment):
     with streams.open_pool(experiment) as pool:
         stream = streams.train_pipeline(experiment, pool)
