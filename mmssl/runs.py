@@ -110,6 +110,13 @@ def train(
         writers = built if distributed.first() else metrics.Writers([])
         stack.callback(writers.close)
         profile = Profile(folder / "profile", log.get("profile") or ())
+
+        def settle() -> None:
+            try:
+                checkpointer.wait()
+            except UserError as error:  # no more than told: the first one is raised
+                view.note(f"warning: {error}")
+
         watchdog = config_lib.build(
             Watchdog,
             "watchdog",
@@ -117,6 +124,7 @@ def train(
             goodput=goodput,
             process=jax.process_index(),
             processes=jax.process_count(),
+            settle=settle,
             **config.get("watchdog", {}),
         )
 

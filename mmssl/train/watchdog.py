@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 
 from mmssl.errors import UserError
 from mmssl.parallel import distributed
@@ -44,6 +45,8 @@ class Watchdog:
       checkpoint: to save.
       eval: for the hooks of a step. Any limit 0: for ever.
       heartbeat: between signs of life.
+      settle: waits for a save under way; called when the block ends, still under watch,
+        but not where a lost process is to blame.
 
     Raises:
       ValueError: a limit below 0, or `heartbeat` not above.
@@ -62,6 +65,7 @@ class Watchdog:
         checkpoint: float = 1800.0,
         eval: float = 3600.0,
         heartbeat: float = 10.0,
+        settle: Callable[[], None] = lambda: None,
     ):
         self._limits = {
             "start": start,
@@ -77,6 +81,7 @@ class Watchdog:
             raise ValueError("heartbeat: expected seconds above 0")
         self._folder, self._goodput, self._every = folder, goodput, heartbeat
         self._process, self._processes = process, processes
+        self._settle = settle
         self._begin = time.time()
         self._told: set[int] = set()
         self._stop = threading.Event()
@@ -99,6 +104,8 @@ class Watchdog:
         try:
             if isinstance(error, Exception) and _maybe_of_another(error):
                 self._blame(error)
+            with self._goodput.part("checkpoint"):
+                self._settle()
         finally:
             self._ended = kind is None
             self._stop.set()

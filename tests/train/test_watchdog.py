@@ -104,13 +104,21 @@ def test_a_save_fails_where_another_process_is_lost(
     tmp_path, monkeypatch, capsys, cause, blamed
 ):
     monkeypatch.setattr(watchdog.distributed, "leave", sys.exit)
-    dog = Watchdog(tmp_path, Goodput(), processes=2)
+    settled = []
+    dog = Watchdog(
+        tmp_path,
+        Goodput(),
+        processes=2,
+        settle=lambda: settled.append(not dog._stop.is_set()),
+    )
     monkeypatch.setattr(dog, "_others", lambda: [beat(1, ago=9)])
     error = AgainError("checkpoint 3 could not be saved")
     error.__cause__ = cause
     with pytest.raises(SystemExit if blamed else AgainError), dog:
         raise error
     assert ("lost process 1 on host-a" in capsys.readouterr().err) == blamed
+    # A save under way would wait for the lost one; else it ends under watch.
+    assert settled == ([] if blamed else [True])
 
 
 HANGS = """
