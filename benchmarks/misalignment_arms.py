@@ -83,6 +83,9 @@ class Gated:
             plain, losses=losses, state=state | {"inner": plain.state, "loss": seen}
         )
 
+    def projections(self, head: Params) -> Params:
+        return self.inner.projections(head)
+
     def project(
         self, head: Params, state: Any, pooled: Mapping[str, jax.Array]
     ) -> dict[str, dict[str, jax.Array]]:

@@ -199,7 +199,7 @@ def backward(
         )
     else:
         pulled = pullback(c, weigh, state["engine"], step)
-    grads, metrics, next_state = pulled.grads, trimmed | pulled.metrics, state
+    grads, metrics, next_state = pulled.grads, {**trimmed, **pulled.metrics}, state
     if pulled.gram is not None:
         gram = pulled.gram
         keep = harmonizer.keep(gram, c.names, state, step)
