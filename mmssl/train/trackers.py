@@ -145,9 +145,10 @@ class Mlflow:
         )
         run = self._client.create_run(experiment, run_name=self._name)
         self._run = run.info.run_id
+        # At once: what fails from here on must not begin another run.
+        files.write(identity, self._run)
         for key, value in _flat(self._config).items():
             self._client.log_param(self._run, key, value)
-        files.write(identity, self._run)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         metric = _package("mlflow.entities").Metric

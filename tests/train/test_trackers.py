@@ -1,5 +1,6 @@
 """Trackers: what they are told, and that a network that fails stops nothing."""
 
+import importlib
 import json
 import sys
 import textwrap
@@ -149,6 +150,23 @@ def test_mlflow_goes_on_with_its_run(fakes):
         ["again", "r1"],
         ["log", "r1", [["loss", 0.5, 2]]],
         ["finish", "r1"],
+    ]
+
+
+def test_a_parameter_that_mlflow_refuses_begins_no_second_run(fakes, monkeypatch):
+    def refuse(*_):
+        raise ValueError("too long")
+
+    monkeypatch.setattr(
+        importlib.import_module("mlflow").MlflowClient, "log_param", refuse
+    )
+    tracker = trackers.Mlflow(
+        directory=fakes, config={"seed": 0}, experiment="e", tracking_uri=str(fakes)
+    )
+    (note,) = send(tracker, (1, 2, 3))
+    assert "mlflow is behind: too long" in note
+    assert [name for name, *_ in told(fakes)] == [
+        *("experiment", "run", "again", "log", "log", "finish")
     ]
 
 
