@@ -205,11 +205,12 @@ def test_faults_are_counted_and_a_set_fraction_stops_the_run() -> None:
 
 
 def test_arguments_are_checked() -> None:
-    for options, match in (
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"batch": 9, "shards": ((0,), 2)}, "divisible"),
         ({"shards": ((2,), 2)}, "shards"),
         ({"sources": [(Source("a", 3), 0.0)]}, "weights"),
-    ):
+    ]
+    for options, match in cases:
         with pytest.raises(ValueError, match=match):
             make(**options)
 

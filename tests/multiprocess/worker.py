@@ -37,7 +37,7 @@ def batches(
 ) -> Iterator[loop.DeviceBatch]:
     """This process's rows of each batch, as global arrays."""
     shards, parts = mesh_lib.process_rows(mesh)
-    rows = np.arange(toy_run.ROWS).reshape(parts, -1)[list(shards)].ravel()
+    rows = np.arange(toy_run.ROWS).reshape(parts, -1)[list(shards)].ravel().tolist()
     for raw, info, wait, state in pipeline:
         if fault[1:] == [str(jax.process_index()), str(pipeline.index)]:
             if fault[0] == "hang":
