@@ -6,6 +6,7 @@ import os
 import pathlib
 import shutil
 import threading
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -271,8 +272,9 @@ def test_values_that_would_not_come_back_are_refused(tmp_path):
     with pytest.raises(TypeError, match="int64"):
         checkpointer.save({"x": jnp.int32(3)}, {"next": np.int64(3)}, step=1)
     for name in ("every", "keep"):
+        wrong: dict[str, Any] = {name: 0}
         with pytest.raises(UserError, match=f"checkpoint.{name} must be at least 1"):
-            Checkpointer(tmp_path, **{name: 0})
+            Checkpointer(tmp_path, **wrong)
 
 
 def test_training_falls_back_from_a_damaged_checkpoint(tmp_path):
