@@ -194,16 +194,16 @@ def test_a_workdir_alive_elsewhere_is_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("former", "waited"),
     [
-        (beat(ago=1), True),
-        (beat(ago=3600), False),
-        (beat(ago=1, stage=heartbeat.ENDED), False),
-        (beat(ago=1, host=socket.gethostname()), False),
+        ({"ago": 1}, True),
+        ({"ago": 3600}, False),
+        ({"ago": 1, "stage": heartbeat.ENDED}, False),
+        ({"ago": 1, "host": socket.gethostname()}, False),
     ],
 )
 def test_a_workdir_of_a_dead_run_is_taken(tmp_path, monkeypatch, former, waited):
     slept = []
     monkeypatch.setattr(time, "sleep", slept.append)
-    place(tmp_path, former)
+    place(tmp_path, beat(**former))
     with workdir_lib.locked(tmp_path):
         assert bool(slept) == waited
 
