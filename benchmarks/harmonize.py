@@ -14,11 +14,9 @@ all others.
 import argparse
 import concurrent.futures
 import dataclasses
-import math
 import multiprocessing
-import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 from unittest import mock
 
@@ -42,6 +40,7 @@ from harmonize_arms import (
 from mmssl import gradients, models, trees
 from mmssl.errors import UserError
 from mmssl.gradients import harmonize as seam
+from mmssl.parallel import traffic
 
 DEVICES = 8
 BATCHES = (64, 128, 256, 512)
@@ -286,20 +285,14 @@ def part_memory(quick: bool, rounds: int) -> harness.Measured:
 
 # -- collectives -----------------------------------------------------------------------
 
-COLLECTIVE = re.compile(
-    r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)"
-    r"(?:-start)?\("
-)
-ARRAY = re.compile(r"\b(pred|[a-z]+(\d+))\[([\d,]*)\]")
-
 
 def moved(text: str) -> dict[str, int]:
     """Bytes of the results of each kind of collective in a compiled program."""
     total: dict[str, int] = {}
-    for shapes, kind in COLLECTIVE.findall(text):
-        for _, bits, sizes in ARRAY.findall(shapes):
-            count = math.prod(int(n) for n in sizes.split(",") if n)
-            total[kind] = total.get(kind, 0) + count * max(int(bits or 8) // 8, 1)
+    for found in map(traffic.instruction, text.splitlines()):
+        if found:
+            kind, size = found
+            total[kind] = total.get(kind, 0) + size
     return total
 
 
@@ -345,7 +338,7 @@ def part_collectives(quick: bool, rounds: int) -> harness.Measured:
 
 # -- the benchmark ---------------------------------------------------------------------
 
-PARTS: dict[str, Callable[[bool, int], harness.Measured]] = {
+PARTS: dict[str, harness.Part] = {
     "flops": part_flops,
     "time": part_time,
     "statistics": part_statistics,
@@ -362,31 +355,20 @@ def options() -> argparse.ArgumentParser:
         "the plain one.",
         example="python benchmarks/harmonize.py --part flops time --out harmonize.json",
     )
-    made.add_argument(
-        "--part",
-        nargs="+",
-        choices=PARTS,
-        default=None,
-        help="default: all (quick: flops and time)",
+    harness.add_parts(
+        made,
+        PARTS,
+        default="all (quick: flops and time)",
+        rounds="10 (quick: 5)",
     )
-    made.add_argument("--rounds", metavar="N", type=int, help="default: 10 (quick: 5)")
     return made
 
 
 def measure(arguments: argparse.Namespace) -> harness.Measured:
     """The parts one after the other."""
-    quick = arguments.quick
-    rounds = arguments.rounds or (5 if quick else 10)
-    chosen = arguments.part or (("flops", "time") if quick else tuple(PARTS))
-    summary: dict[str, Any] = {}
-    settings: dict[str, Any] = {"parts": list(chosen), "rounds": rounds}
-    details: dict[str, Any] = {}
-    for name in chosen:
-        own = PARTS[name](quick, rounds)
-        summary |= own.summary
-        settings |= own.settings
-        details |= own.details
-    return harness.Measured(summary, settings, details)
+    rounds = 5 if arguments.quick else 10
+    names = ("flops", "time") if arguments.quick else tuple(PARTS)
+    return harness.measure_parts(PARTS, arguments, names=names, rounds=rounds)
 
 
 if __name__ == "__main__":

@@ -93,6 +93,43 @@ def parser(name: str, *, about: str, example: str) -> argparse.ArgumentParser:
     return made
 
 
+Part = Callable[[bool, int], Measured]
+"""(quick, rounds) -> what one part of a benchmark found."""
+
+
+def add_parts(
+    made: argparse.ArgumentParser,
+    parts: Mapping[str, Part],
+    *,
+    default: str,
+    rounds: str,
+) -> None:
+    """`--part` and `--rounds`, which `measure_parts` reads; the defaults in words."""
+    made.add_argument("--part", nargs="+", choices=parts, help=f"default: {default}")
+    made.add_argument("--rounds", metavar="N", type=int, help=f"default: {rounds}")
+
+
+def measure_parts(
+    parts: Mapping[str, Part],
+    arguments: argparse.Namespace,
+    *,
+    names: Sequence[str],
+    rounds: int,
+) -> Measured:
+    """The parts one after the other: those asked for, or `names`."""
+    rounds = arguments.rounds or rounds
+    chosen = arguments.part or names
+    summary: dict[str, Figure] = {}
+    settings: dict[str, Any] = {"parts": list(chosen), "rounds": rounds}
+    details: dict[str, Any] = {}
+    for name in chosen:
+        own = parts[name](arguments.quick, rounds)
+        summary |= own.summary
+        settings |= own.settings
+        details |= own.details
+    return Measured(summary, settings, details)
+
+
 def main(
     options: argparse.ArgumentParser,
     measure: Callable[[argparse.Namespace], Measured],

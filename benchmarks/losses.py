@@ -197,7 +197,7 @@ def part_ring(quick: bool, rounds: int) -> harness.Measured:
 
 # -- the benchmark ---------------------------------------------------------------------
 
-PARTS: dict[str, Callable[[bool, int], harness.Measured]] = {
+PARTS: dict[str, harness.Part] = {
     "time": part_time,
     "memory": part_memory,
     "ring": part_ring,
@@ -212,24 +212,14 @@ def options() -> argparse.ArgumentParser:
         "beside the\ndense loss.",
         example="python benchmarks/losses.py --part time --out losses.json",
     )
-    made.add_argument("--part", nargs="+", choices=PARTS, help="default: all")
-    made.add_argument("--rounds", metavar="N", type=int, help="default: 10 (quick: 3)")
+    harness.add_parts(made, PARTS, default="all", rounds="10 (quick: 3)")
     return made
 
 
 def measure(arguments: argparse.Namespace) -> harness.Measured:
     """The parts one after the other."""
-    rounds = arguments.rounds or (3 if arguments.quick else 10)
-    chosen = arguments.part or tuple(PARTS)
-    summary: dict[str, Any] = {}
-    settings: dict[str, Any] = {"parts": list(chosen), "rounds": rounds}
-    details: dict[str, Any] = {}
-    for name in chosen:
-        own = PARTS[name](arguments.quick, rounds)
-        summary |= own.summary
-        settings |= own.settings
-        details |= own.details
-    return harness.Measured(summary, settings, details)
+    rounds = 3 if arguments.quick else 10
+    return harness.measure_parts(PARTS, arguments, names=tuple(PARTS), rounds=rounds)
 
 
 if __name__ == "__main__":

@@ -66,6 +66,19 @@ _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 
 
+def instruction(line: str) -> tuple[str, int] | None:
+    """Kind and bytes of the result of the collective on a line of a program, if any."""
+    found = _INSTRUCTION.search(line)
+    if not found:
+        return None
+    arrays = _ARRAY.findall(found[1])
+    if found[3] and found[2] != "all-reduce":
+        # Operands, results, and scalars of the runtime.
+        arrays = [array for array in arrays if array[2]]
+        arrays = arrays[len(arrays) // 2 :]
+    return found[2], _size(arrays)
+
+
 def collectives(text: str) -> list[Collective]:
     """Those of one run of a program.
 
@@ -82,14 +95,9 @@ def collectives(text: str) -> list[Collective]:
             entry = here if header[1] else entry
             own[here], calls[here] = [], []
             continue
-        found = _INSTRUCTION.search(line)
+        found = instruction(line)
         if found:
-            arrays = _ARRAY.findall(found[1])
-            if found[3] and found[2] != "all-reduce":
-                # Operands, results, and scalars of the runtime.
-                arrays = [array for array in arrays if array[2]]
-                arrays = arrays[len(arrays) // 2 :]
-            own[here].append(Collective(found[2], _size(arrays), 1, _groups(line)))
+            own[here].append(Collective(*found, 1, _groups(line)))
         trips = _TRIPS.search(line) if " while(" in line else None
         names = _CALLED.findall(line)
         for listed in _BRANCHES.findall(line):
