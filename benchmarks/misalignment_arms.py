@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
+from misalignment_scores import ranks
 
 from mmssl.types import Batch, Encoded, ObjectiveOutput, Params
 
@@ -231,6 +232,6 @@ class Gate:
     def learn(self, scores: Mapping[str, np.ndarray], rate: float = 0.5) -> None:
         """Adds a scoring to the running means, of ranks, so that no unit matters."""
         for name, x in scores.items():
-            rank = np.argsort(np.argsort(x, kind="stable"), kind="stable") / len(x)
+            rank = ranks(x)
             before = self.memory.get(name, rank)
             self.memory[name] = before + rate * (rank - before)

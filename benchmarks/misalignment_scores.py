@@ -48,22 +48,24 @@ def auroc(score: np.ndarray, positive: np.ndarray) -> float:
     return float((rank[positive].sum() - ones * (ones + 1) / 2) / (ones * zeros))
 
 
+def ranks(score: np.ndarray) -> np.ndarray:
+    """Of each value among all, in [0, 1); of equal ones the first comes first."""
+    return np.argsort(np.argsort(score, kind="stable"), kind="stable") / len(score)
+
+
 def ceiling(scores: Scores, positive: np.ndarray) -> float:
     """AUROC of a logistic regression on the ranks of all scores, told the truth.
 
     Fitted on four fifths of the clips and judged on the rest, in turn: what a linear
     mix of these scores could do that knew which one to trust.
     """
-    ranks = [
-        np.argsort(np.argsort(x, kind="stable"), kind="stable") / len(x)
-        for x in scores.values()
-    ]
+    columns = np.stack([ranks(x) for x in scores.values()], 1)
     mix = pipeline.make_pipeline(
         preprocessing.StandardScaler(),
         linear_model.LogisticRegression(C=0.3, max_iter=500),
     )
     found = model_selection.cross_val_predict(
-        mix, np.stack(ranks, 1), positive, cv=5, method="predict_proba"
+        mix, columns, positive, cv=5, method="predict_proba"
     )
     return auroc(np.asarray(found)[:, 1], positive)
 
