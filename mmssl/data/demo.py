@@ -5,14 +5,13 @@ import json
 import os
 import pathlib
 from concurrent import futures
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, UInt8
 
 from mmssl import files
 from mmssl.data import demo_world
+from mmssl.data.encode import encode_mp4
 from mmssl.data.intake import Progress
 from mmssl.errors import UserError
 
@@ -51,49 +50,6 @@ class _Plan:
     @property
     def id(self) -> str:
         return f"demo-{self.index:05d}"
-
-
-def encode_mp4(
-    path: str | os.PathLike[str],
-    *,
-    video: UInt8[np.ndarray, "f h w 3"],
-    fps: float,
-    audio: Float32[np.ndarray, "s"] | None = None,
-    rate: int = 16_000,
-) -> None:
-    """Writes H.264 video with AAC mono sound; the same input gives the same bytes.
-
-    Args:
-      path: an .mp4 file.
-      video: RGB frames with even height and width.
-      fps: frames per second.
-      audio: samples in [-1, 1] at `rate` Hz; None leaves the stream out.
-    """
-    import av
-
-    with av.open(os.fspath(path), "w") as container:
-        # Without no-mbtree=1:threads=1 x264 gives other bytes at every run.
-        options = {"preset": "veryfast", "crf": "20"}
-        options["x264-params"] = "no-mbtree=1:threads=1"
-        step = Fraction(fps).limit_denominator(1000)
-        images: Any = container.add_stream("libx264", rate=step, options=options)
-        images.height, images.width = video.shape[1:3]
-        images.pix_fmt = "yuv420p"
-        images.gop_size = 12  # seeks stay cheap
-        sound: Any = None
-        if audio is not None:
-            sound = container.add_stream("aac", rate=rate, layout="mono")
-            sound.bit_rate = 64_000
-        for pixels in video:
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            container.mux(images.encode(frame))
-        container.mux(images.encode(None))
-        if audio is not None:
-            samples = av.AudioFrame.from_ndarray(audio[None], "fltp", "mono")
-            samples.sample_rate = rate
-            samples.pts = 0
-            container.mux(sound.encode(samples))
-            container.mux(sound.encode(None))
 
 
 def _other(

@@ -53,7 +53,10 @@ class Renderer:
         shape = (wide, tall) if turns % 2 else (tall, wide)
         # A clip has one size: that of its first frame, unless one was asked for.
         self._size = self._size or shape
-        box = video.unrotated(self._box(frame, turns), turns)
+        lines, columns = float(frame.height), frame.width * self._aspect
+        if turns % 2:
+            lines, columns = columns, lines
+        box = video.unrotated(crop_box(self._request, lines, columns), turns)
         top, height = _span(box[0], box[2], tall)
         left, width = _span(box[1], box[3], wide)
         out_h, out_w = self._size[::-1] if turns % 2 else self._size
@@ -75,20 +78,25 @@ class Renderer:
         graph.configure()
         self._graph = graph
 
-    def _box(self, frame: Any, turns: int) -> video.Box:
-        request, size = self._request, self._request.size
-        if size is None:
-            return request.region
-        tall, wide = float(frame.height), frame.width * self._aspect
-        if turns % 2:
-            tall, wide = wide, tall
-        tall, wide = tall * request.region[2], wide * request.region[3]
-        box = video.WHOLE
-        if request.attempts:
-            box = video.random_box(request.attempts, tall, wide, size)
-        elif request.fit == "crop":
-            box = video.centre_box(tall, wide, size)
-        return video.within(request.region, box)
+
+def crop_box(request: "VideoRequest", tall: float, wide: float) -> video.Box:
+    """The part of an upright frame that a request keeps.
+
+    Args:
+      request: which frames, and the draws of their crop.
+      tall: the frame's height, in display units.
+      wide: its width, in the same units: non-square pixels count.
+    """
+    size = request.size
+    if size is None:
+        return request.region
+    tall, wide = tall * request.region[2], wide * request.region[3]
+    box = video.WHOLE
+    if request.attempts:
+        box = video.random_box(request.attempts, tall, wide, size)
+    elif request.fit == "crop":
+        box = video.centre_box(tall, wide, size)
+    return video.within(request.region, box)
 
 
 def _span(start: float, part: float, total: int) -> tuple[int, int]:

@@ -31,6 +31,8 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> list[int]: ...
 
+    def pieces(self, ids: Iterable[int]) -> list[str]: ...
+
 
 def split_words(text: str) -> list[str]:
     """Lower-case words of any script, without punctuation: the word vocabulary's."""
@@ -75,10 +77,17 @@ class WordTokenizer:
         """Ids of the words; a word outside the vocabulary is 1."""
         return [self._ids.get(word, UNK) for word in split_words(text)]
 
+    @functools.cached_property
+    def _words(self) -> dict[int, str]:
+        return {i: word for word, i in self._ids.items()} | {UNK: "<unk>"}
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """The word of each id, padding left out."""
+        return [self._words[int(i)] for i in ids if int(i) != PAD]
+
     def decode(self, ids: Iterable[int]) -> str:
         """The words of the ids, padding left out."""
-        names = {i: word for word, i in self._ids.items()} | {UNK: "<unk>"}
-        return " ".join(names[int(i)] for i in ids if int(i) != PAD)
+        return " ".join(self.pieces(ids))
 
 
 class SentencePieceTokenizer:
@@ -121,6 +130,10 @@ class SentencePieceTokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of the pieces, without begin and end marks."""
         return list(self._processor.encode(text))
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """The piece of each id, padding left out; a word begins with "▁"."""
+        return [self._processor.id_to_piece(int(i)) for i in ids if int(i) != PAD]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids, padding left out."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmssl import cli
-from mmssl.data import demo, media, records, sources
+from mmssl.data import encode, media, records, sources
 from mmssl.data.pool import DecodePool
 from mmssl.data.views import View
 from tests.data.media_files import tone
@@ -44,7 +44,7 @@ def test_ucf101_to_a_dataset(tmp_path, capsys):
     for i, path in enumerate(layout.media):
         frames[:] = 100 * i
         mp4 = tmp_path / "clip.mp4"
-        demo.encode_mp4(mp4, video=frames, fps=6, audio=tone(1.0), rate=16000)
+        encode.encode_mp4(mp4, video=frames, fps=6, audio=tone(1.0), rate=16000)
         (tmp_path / "root" / path).write_bytes(mp4.read_bytes())
     dataset, said = build(tmp_path, "ucf101", capsys)
     assert "found:      train 1 of 2 (50%), test 1 of 1 (100%)" in said
