@@ -5,7 +5,6 @@ Knows rows and the decode pool; writes nothing.
 
 import dataclasses
 import hashlib
-import pathlib
 import stat
 from collections.abc import Callable, Sequence
 from concurrent import futures
@@ -50,7 +49,15 @@ class Checked:
         return self.probe is not None and self.probe[modality] is not None
 
 
-def _read(path: pathlib.Path) -> bytes:
+def read(row: manifest.Row) -> bytes:
+    """The bytes of a row's media; b"" for a text-only row.
+
+    Raises:
+      MediaFault: no such file, not a regular file, or larger than `MAX_MEDIA_BYTES`.
+    """
+    path = row.path
+    if path is None:
+        return b""
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):  # reading a pipe would wait for ever
@@ -70,17 +77,14 @@ def read_again(checked: Checked) -> bytes:
     Raises:
       UserError: the file is another one now, or gone.
     """
-    path = checked.row.path
-    if path is None:
-        return b""
     try:
-        media = _read(path)
+        media = read(checked.row)
     except MediaFault:
         media = b""
-    if hashlib.sha256(media).hexdigest() != checked.sha256:
+    if checked.sha256 and hashlib.sha256(media).hexdigest() != checked.sha256:
         raise UserError(
-            f"{path}: changed while the dataset was being built; build again when "
-            "nothing writes to it"
+            f"{checked.row.path}: changed while the dataset was being built; build "
+            "again when nothing writes to it"
         )
     return media
 
@@ -89,7 +93,7 @@ def _check(row: manifest.Row, pool: DecodePool) -> Checked:
     if row.path is None:
         return Checked(row)
     try:
-        media = _read(row.path)
+        media = read(row)
         # Bytes, not the path: training decodes from bytes, without a name to guess by.
         probe = dataclasses.asdict(pool.probe(media, full=True))
     except MediaFault as e:
