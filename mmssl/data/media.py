@@ -7,7 +7,7 @@ through `pool.DecodePool`, which runs these functions in limited processes.
 import dataclasses
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -15,7 +15,8 @@ from jaxtyping import Float32, UInt8
 from mmssl.data import container
 from mmssl.data.clips import AudioRequest, Clip, ClipDecoder, ClipRequest, VideoRequest
 from mmssl.data.faults import FAULTS, Limits, MediaFault
-from mmssl.data.timeline import Stamps
+from mmssl.data.render import Light
+from mmssl.data.timeline import Stamps, mono
 
 __all__ = [
     "FAULTS",
@@ -34,6 +35,9 @@ __all__ = [
 
 Source = bytes | str | os.PathLike[str]
 
+SILENCE = 1e-3
+"""Sound that never exceeds it (-60 dB of full scale) is silence."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
@@ -44,9 +48,11 @@ class Probe:
         header's claim (0.0 = none) otherwise.
       video: None, or width and height of upright frames, frames (count; 0 = not
         counted), fps, start (seconds), rotation (quarter turns applied), errors
-        (packets that did not decode).
+        (packets that did not decode); after a full probe also black (no frame has
+        anything lit).
       audio: None, or rate (Hz), channels, samples (count; 0 = not counted), start,
-        errors.
+        errors; after a full probe also silent (no sound above -60 dB of full scale)
+        and drift (seconds by which timestamps run ahead of the samples).
       faults: modality to fault class: `corrupt` beside a usable modality, another
         class for a stream that exists and cannot be used.
       format: the container's name.
@@ -67,11 +73,10 @@ def probe(src: Source, *, full: bool = True, limits: Limits | None = None) -> Pr
     """
     limits = limits or Limits()
     with container.opened(src, limits) as streams:
-        reader = _full if full else _header
-        return reader(streams, limits)
+        return full_probe(streams, limits) if full else _header(streams)
 
 
-def _header(streams: container.Streams, limits: Limits) -> Probe:
+def _header(streams: container.Streams) -> Probe:
     box = streams.container
     v, a = streams.video, streams.audio
     video = audio = None
@@ -104,8 +109,25 @@ def _start(stream: Any, streams: container.Streams) -> float:
     return float(stream.start_time * stream.time_base) - streams.origin
 
 
-def _full(streams: container.Streams, limits: Limits) -> Probe:
-    counts = _Counts(streams, limits)
+class Sink(Protocol):
+    """What else is done with what a full probe decodes."""
+
+    def picture(self, time: float, frame: Any, seconds: float) -> None:
+        """The next frame: its time, in ascending order, and how long it is shown."""
+
+    def sound(self, time: float | None, frame: Any) -> None:
+        """The next samples, and their time if they are stamped."""
+
+
+def full_probe(
+    streams: container.Streams, limits: Limits, sink: Sink | None = None
+) -> Probe:
+    """Decodes everything once and describes it; `sink` gets what was decoded.
+
+    Raises:
+      MediaFault: nothing in it can be used, or it is beyond the limits.
+    """
+    counts = _Counts(streams, limits, sink)
     for kind, frame in container.frames(streams, wanted={"video", "audio"}):
         if kind == "video":
             counts.add_video(frame)
@@ -117,12 +139,17 @@ def _full(streams: container.Streams, limits: Limits) -> Probe:
 class _Counts:
     """Adds up a full decode."""
 
-    def __init__(self, streams: container.Streams, limits: Limits) -> None:
+    def __init__(
+        self, streams: container.Streams, limits: Limits, sink: Sink | None
+    ) -> None:
         self._streams = streams
         self._limits = limits
+        self._sink = sink
         self._stamps = Stamps(streams) if streams.video is not None else None
+        self._light = Light()
         self._times: list[float] = []
         self._end = 0.0
+        self._audio_end = 0.0
         self._video: dict[str, Any] | None = None
         self._audio: dict[str, Any] | None = None
 
@@ -139,21 +166,39 @@ class _Counts:
     def _shown(self, frames: list[tuple[float, Any]]) -> None:
         assert self._stamps is not None
         for time, frame in frames:
+            seconds = self._stamps.seconds(frame)
+            self._light.look(time, frame)
             self._times.append(time)
-            self._reach(time + self._stamps.seconds(frame))
+            self._reach(time + seconds)
+            if self._sink is not None:
+                self._sink.picture(time, frame, seconds)
 
     def add_audio(self, frame: Any) -> None:
         time = container.frame_seconds(frame)
+        if time is not None:
+            time -= self._streams.origin
         if self._audio is None:
             self._audio = {
                 "rate": frame.sample_rate,
                 "channels": len(frame.layout.channels),
                 "samples": 0,
-                "start": 0.0 if time is None else time - self._streams.origin,
+                "start": 0.0 if time is None else time,
+                "silent": True,
             }
+            self._audio_end = self._audio["start"]
+        if self._audio["silent"]:
+            self._audio["silent"] = bool(np.abs(mono(frame)).max(initial=0) <= SILENCE)
+        begin = self._audio_end if time is None else time
+        self._audio_end = begin + frame.samples / frame.sample_rate
         self._audio["samples"] += frame.samples
-        start, rate = self._audio["start"], self._audio["rate"]
-        self._reach(start + self._audio["samples"] / rate)
+        self._reach(self._heard())
+        if self._sink is not None:
+            self._sink.sound(time, frame)
+
+    def _heard(self) -> float:
+        """Where the audio ends by the count of its samples."""
+        assert self._audio is not None
+        return self._audio["start"] + self._audio["samples"] / self._audio["rate"]
 
     def _reach(self, time: float) -> None:
         self._end = max(self._end, time)
@@ -168,6 +213,9 @@ class _Counts:
             span = times[-1] - times[0]
             rate = (len(times) - 1) / span if span > 0 else 0.0
             self._video |= {"frames": len(times), "fps": rate, "start": times[0]}
+            self._video["black"] = not self._light.seen
+        if self._audio is not None:
+            self._audio["drift"] = round(self._audio_end - self._heard(), 6)
         for kind, found in (("video", self._video), ("audio", self._audio)):
             errors = streams.errors.get(kind, 0)
             if found is not None:

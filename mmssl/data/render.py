@@ -13,6 +13,37 @@ if TYPE_CHECKING:
     from mmssl.data.clips import VideoRequest
 
 
+def _lines(frame: Any) -> int:
+    return -(-frame.height // 2) if frame.interlaced_frame else frame.height
+
+
+def graph(frame: Any, *steps: str) -> Any:
+    """A libavfilter graph for frames such as this one, without threads.
+
+    An interlaced frame is two moments woven into one: the graph takes the lines of the
+    first, so half the height and no combs.
+
+    Args:
+      frame: decoded; the graph takes frames of its size and pixel format.
+      *steps: "filter=options", one after the other.
+    """
+    import av.filter
+
+    made = av.filter.Graph()
+    made.threads = 1
+    source = made.add_buffer(
+        width=frame.width,
+        height=frame.height,
+        format=frame.format,
+        time_base=frame.time_base,
+    )
+    field = ("field=type=top",) if frame.interlaced_frame else ()
+    filters = [made.add(*step.split("=", 1)) for step in (*field, *steps)]
+    made.link_nodes(source, *filters, made.add("buffersink"))
+    made.configure()
+    return made
+
+
 class Renderer:
     """Renders the frames of one clip with one crop.
 
@@ -33,7 +64,8 @@ class Renderer:
 
     def __call__(self, frame: Any) -> UInt8[np.ndarray, "h w 3"]:
         turns = quarter_turns(frame)
-        key = (frame.width, frame.height, frame.format.name, turns)
+        woven = frame.interlaced_frame
+        key = (frame.width, frame.height, frame.format.name, turns, woven)
         if key != self._key:
             self._build(frame, turns)
             self._key = key
@@ -46,37 +78,53 @@ class Renderer:
         return np.rot90(image, turns) if turns else image
 
     def _build(self, frame: Any, turns: int) -> None:
-        import av.filter
-
         check_pixels(frame.width, frame.height, self._limits)
         wide, tall = frame.width, frame.height
         shape = (wide, tall) if turns % 2 else (tall, wide)
         # A clip has one size: that of its first frame, unless one was asked for.
         self._size = self._size or shape
-        lines, columns = float(frame.height), frame.width * self._aspect
+        high, across = float(frame.height), frame.width * self._aspect
         if turns % 2:
-            lines, columns = columns, lines
-        box = video.unrotated(crop_box(self._request, lines, columns), turns)
-        top, height = _span(box[0], box[2], tall)
+            high, across = across, high
+        box = video.unrotated(crop_box(self._request, high, across), turns)
+        top, height = _span(box[0], box[2], _lines(frame))
         left, width = _span(box[1], box[3], wide)
         out_h, out_w = self._size[::-1] if turns % 2 else self._size
-        graph = av.filter.Graph()
-        graph.threads = 1
-        steps = [
-            graph.add_buffer(
-                width=wide,
-                height=tall,
-                format=frame.format,
-                time_base=frame.time_base,
-            ),
-            graph.add("crop", f"w={width}:h={height}:x={left}:y={top}:exact=1"),
-            graph.add("scale", f"w={out_w}:h={out_h}:flags=bilinear:threads=1"),
-            graph.add("format", "pix_fmts=rgb24"),
-            graph.add("buffersink"),
-        ]
-        graph.link_nodes(*steps)
-        graph.configure()
-        self._graph = graph
+        self._graph = graph(
+            frame,
+            f"crop=w={width}:h={height}:x={left}:y={top}:exact=1",
+            f"scale=w={out_w}:h={out_h}:flags=bilinear:threads=1",
+            "format=pix_fmts=rgb24",
+        )
+
+
+class Light:
+    """Whether a video ever shows anything: looks at two frames a second.
+
+    A frame is lit if 2% of it is brighter than 10% of the range, as in FFmpeg's filter
+    blackdetect.
+
+    Attributes:
+      seen: a lit frame was there.
+    """
+
+    _EVERY, _LEVEL, _SHARE, _SIDE = 0.5, 26, 0.02, 32
+
+    def __init__(self) -> None:
+        self.seen = False
+        self._next = float("-inf")
+        self._shrink: Any = None
+
+    def look(self, time: float, frame: Any) -> None:
+        """Takes the next frame; free once a lit one was seen."""
+        if self.seen or time < self._next:
+            return
+        from av.video.reformatter import VideoReformatter
+
+        self._shrink = self._shrink or VideoReformatter()
+        side, self._next = self._SIDE, time + self._EVERY
+        grey = self._shrink.reformat(frame, side, side, "gray", interpolation="POINT")
+        self.seen = bool((grey.to_ndarray() > self._LEVEL).mean() >= self._SHARE)
 
 
 def crop_box(request: "VideoRequest", tall: float, wide: float) -> video.Box:

@@ -1,6 +1,7 @@
 """Decoded frames and samples laid on the media's time line, by timestamps alone."""
 
 import heapq
+import math
 from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float32
 
+from mmssl.data.audio import mono_gains
 from mmssl.data.container import Streams, frame_seconds
 from mmssl.data.faults import MediaFault
 
@@ -20,6 +22,9 @@ _EPS = 1e-6
 _DEPTH = 4
 # Media may be this much shorter than asked for before a window counts as ended.
 _GRACE = 1.0
+
+# PyAV reads past the planes of so many channels, and may crash.
+_MANY = 8
 
 
 class Stamps:
@@ -125,11 +130,36 @@ class FramePicker:
         self.images.append(image)
 
 
+def _packed(frame: Any) -> list[Any]:
+    import av
+
+    form = frame.format.packed.name
+    return av.AudioResampler(form, frame.layout, frame.sample_rate).resample(frame)
+
+
+def mono(frame: Any) -> Float32[np.ndarray, "s"]:
+    """The samples of a frame of any layout and sample format; see `mono_gains`."""
+    if frame.format.is_planar and len(frame.layout.channels) >= _MANY:
+        (frame,) = _packed(frame)
+    data = frame.to_ndarray()
+    names = [channel.name for channel in frame.layout.channels]
+    if not frame.format.is_planar:
+        data = data.reshape(-1, len(names)).T
+    known = not frame.layout.name.endswith("channels")  # "6 channels": no positions
+    gains = mono_gains(names) if known else np.full(len(names), 1 / len(names))
+    wave = data[0] if len(names) == 1 else gains.astype(np.float32) @ data
+    if data.dtype.kind == "f":
+        return wave.astype(np.float32, copy=False)
+    middle = 128.0 if data.dtype.kind == "u" else 0.0
+    full = 2.0 ** (8 * data.dtype.itemsize - 1)
+    return ((wave - middle) / full).astype(np.float32)
+
+
 class AudioWindow:
     """Mono samples of [start, start + seconds), placed by timestamps, gaps silent."""
 
     # Context on both sides, so that the resampler's edges fall outside the window.
-    _MARGIN = 0.05
+    _CONTEXT = 0.05
     # Stamps are rounded (1 ms in Matroska): smaller steps than this are no gap.
     _JITTER = 0.05
 
@@ -139,6 +169,7 @@ class AudioWindow:
         self._rate = request.rate
         self._origin = origin
         self._source_rate = 0
+        self._margin = 0.0
         self._buffer = np.zeros(0, np.float32)
         self._next: int | None = None
         self._resampler: Any = None
@@ -154,7 +185,10 @@ class AudioWindow:
         """Takes a decoded frame of any rate, layout and sample format."""
         if self._next is None:
             self._source_rate = frame.sample_rate
-            seconds = self._samples / self._rate + 2 * self._MARGIN
+            # A whole number of samples at both rates, or the window would be shifted.
+            common = math.gcd(self._source_rate, self._rate)
+            self._margin = math.ceil(self._CONTEXT * common) / common
+            seconds = self._samples / self._rate + 2 * self._margin
             self._buffer = np.zeros(
                 int(np.ceil(seconds * self._source_rate)), np.float32
             )
@@ -165,16 +199,16 @@ class AudioWindow:
         if stamp is not None:
             time = stamp - self._origin
             self.first = time if self.first is None else self.first
-            place = round((time - self.start + self._MARGIN) * self._source_rate)
+            place = round((time - self.start + self._margin) * self._source_rate)
             if at is None or abs(place - at) > self._JITTER * self._source_rate:
                 at = place
         elif at is None:
-            at = round((self._MARGIN - self.start) * self._source_rate)
+            at = round((self._margin - self.start) * self._source_rate)
         low, high = max(at, 0), min(at + len(wave), len(self._buffer))
         if low < high:
             self._buffer[low:high] = wave[low - at : high - at]
         self._next = at + len(wave)
-        self._end = max(self._end, self._next / self._source_rate - self._MARGIN)
+        self._end = max(self._end, self._next / self._source_rate - self._margin)
 
     def finish(self) -> Float32[np.ndarray, "s"]:
         """The window at the asked rate, in [-1, 1], zeros where there is no audio.
@@ -191,37 +225,20 @@ class AudioWindow:
         wave = np.clip(np.nan_to_num(self._buffer), -1, 1)
         if self._source_rate != self._rate:
             wave = soxr.resample(wave, self._source_rate, self._rate, quality="HQ")
-        skip = round(self._MARGIN * self._rate)
+        skip = round(self._margin * self._rate)
         out = np.zeros(self._samples, np.float32)
         wave = wave[skip : skip + self._samples]
         out[: len(wave)] = wave
         return np.clip(out, -1, 1, out=out)
 
     def _mono(self, frame: Any) -> np.ndarray:
-        """Float mono at the first frame's rate; several channels by FFmpeg's matrix."""
-        import av
-        import av.error
+        """Mono samples at the first frame's rate."""
+        import soxr
 
-        same = frame.sample_rate == self._source_rate
-        channels = len(frame.layout.channels)
-        if same and (channels == 1 or frame.layout.name.endswith("channels")):
-            data = frame.to_ndarray()
-            if not frame.format.is_planar:
-                data = data.reshape(-1, channels).T
-            wave = data[0] if channels == 1 else data.mean(axis=0)
-            if data.dtype.kind == "f":
-                return wave.astype(np.float32, copy=False)
-            middle = 128.0 if data.dtype.kind == "u" else 0.0
-            full = 2.0 ** (8 * data.dtype.itemsize - 1)
-            return ((wave - middle) / full).astype(np.float32)
-        key = (frame.sample_rate, frame.layout.name, frame.format.name)
-        if self._resampler is None or self._resampler[0] != key:
-            converter = av.AudioResampler("fltp", "mono", self._source_rate)
-            self._resampler = (key, converter)
-        try:
-            out = self._resampler[1].resample(frame)
-        except av.error.FFmpegError as error:
-            raise MediaFault("corrupt", f"audio layout: {error}") from error
-        return np.concatenate(
-            [f.to_ndarray()[0] for f in out] or [np.zeros(0, np.float32)]
-        )
+        wave = mono(frame)
+        rates = (frame.sample_rate, self._source_rate)
+        if rates[0] == rates[1]:
+            return wave
+        if self._resampler is None or self._resampler[0] != rates:
+            self._resampler = (rates, soxr.ResampleStream(*rates, 1))
+        return self._resampler[1].resample_chunk(wave)
