@@ -12,7 +12,7 @@ def base() -> Any:
     objectives.NAME -> objectives.OBJECTIVES[kind], harmonizer ->
     gradients.Harmonizer, optim -> optim.factory.make_optimizer,
     ema -> optim.ema.Average, init_from -> init_from.plan,
-    data.limits -> data.faults.Limits.
+    data.limits -> data.faults.Limits, data.reads -> data.sources.Reads.
     """
     config = ml_collections.ConfigDict()
     config.seed = 0
@@ -27,6 +27,7 @@ def base() -> Any:
         "threads": None,  # None = two more than workers
         "workers": None,  # None = one decode process per CPU core
         "limits": {},
+        "reads": {},  # attempts, wait, seconds: see data.sources.Reads
         "max_fault_fraction": 0.1,
         "video": None,
         "audio": None,

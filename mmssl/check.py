@@ -6,7 +6,6 @@ Numbers come from abstract evaluation, so a pod's model is checked on a laptop.
 import contextlib
 import dataclasses
 import math
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -268,6 +267,6 @@ def dataset_rows(experiment: Experiment) -> list[tuple[str, float, str, int]]:
 
     split = experiment.config["data"].get("split", "train")
     return [
-        (path, weight, split, len(sources.open_dataset(pathlib.Path(path), split)))
+        (path, weight, split, len(sources.open_dataset(path, split)))
         for path, weight in experiment.datasets
     ]

@@ -68,6 +68,7 @@ MAY_CHANGE = (
     "data.threads",
     "data.workers",
     "data.limits",
+    "data.reads",
     "data.max_fault_fraction",
     "data.path",
     "data.tokenizer",

@@ -7,11 +7,11 @@ dataset and `mmssl eval` builds no optimizer it does not need.
 import functools
 import hashlib
 import json
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+from etils import epath
 
 from mmssl import config as config_lib
 from mmssl import gradients, models, objectives
@@ -63,15 +63,13 @@ class Experiment:
         return found
 
     @functools.cached_property
-    def tokenizer_path(self) -> pathlib.Path | None:
+    def tokenizer_path(self) -> epath.Path | None:
         """The tokenizer's file; None where the config has no text."""
         if self.view_kwargs["text"] is None:
             return None
         named = self.config["data"].get("tokenizer")
-        folder = pathlib.Path(self.datasets[0][0])
-        tried = (
-            [pathlib.Path(named)] if named else [folder / f for f in TOKENIZER_FILES]
-        )
+        folder = epath.Path(self.datasets[0][0])
+        tried = [epath.Path(named)] if named else [folder / f for f in TOKENIZER_FILES]
         for path in tried:
             if path.is_file():
                 return path

@@ -4,7 +4,6 @@ import collections
 import contextlib
 import hashlib
 import json
-import pathlib
 import platform
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +12,6 @@ import jax
 import numpy as np
 
 from mmssl import config as config_lib
-from mmssl import files
 from mmssl.data import pipeline, records, sources, views
 from mmssl.data.faults import FAULTS, Limits
 from mmssl.data.pool import DecodePool
@@ -47,6 +45,12 @@ def make_view(experiment: Experiment, pool: DecodePool, **kwargs: Any) -> views.
     )
 
 
+def make_reads(experiment: Experiment) -> sources.Reads:
+    """How patient reading is, by the config."""
+    entry = experiment.config["data"].get("reads") or {}
+    return config_lib.build(sources.Reads, "data.reads", **entry)
+
+
 def train_pipeline(experiment: Experiment, pool: DecodePool) -> pipeline.Pipeline:
     """The endless stream of training batches, this process's rows.
 
@@ -55,9 +59,12 @@ def train_pipeline(experiment: Experiment, pool: DecodePool) -> pipeline.Pipelin
     """
     experiment.check_rows()
     data = experiment.config["data"]
-    split = data.get("split", "train")
+    split, reads = data.get("split", "train"), make_reads(experiment)
     return pipeline.Pipeline(
-        [(sources.open_dataset(p, split), w) for p, w in experiment.datasets],
+        [
+            (sources.open_dataset(p, split, reads=reads), w)
+            for p, w in experiment.datasets
+        ],
         make_view(experiment, pool, train=True),
         batch=experiment.config["batch"],
         seed=experiment.config["seed"],
@@ -74,7 +81,7 @@ def eval_pipeline(
     """One pass over a split, in order, without augmentation."""
     evals = experiment.config["evals"]
     return pipeline.Pipeline(
-        [(sources.open_dataset(path, split), 1.0)],
+        [(sources.open_dataset(path, split, reads=make_reads(experiment)), 1.0)],
         make_view(experiment, pool, train=False, windows=evals.get("windows", 1)),
         batch=mesh_lib.round_up(evals.get("batch", 64), experiment.mesh),
         seed=0,
@@ -97,7 +104,7 @@ def describe(experiment: Experiment) -> dict[str, Any]:
     found = []
     for path, weight in experiment.datasets:
         metadata = records.read_metadata(path)
-        report = json.loads((pathlib.Path(path) / records.REPORT_FILE).read_text())
+        report = json.loads((records.folder(path) / records.REPORT_FILE).read_text())
         content = json.dumps(metadata["files"], sort_keys=True)
         found.append(
             {
@@ -118,7 +125,7 @@ def describe(experiment: Experiment) -> dict[str, Any]:
 def tokenizer_hash(experiment: Experiment) -> str | None:
     """SHA-256 of the tokenizer's file; None without text."""
     path = experiment.tokenizer_path
-    return None if path is None else files.sha256(path)
+    return None if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def hardware() -> str:

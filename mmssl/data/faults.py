@@ -3,6 +3,7 @@
 import dataclasses
 
 FAULTS: dict[str, str] = {
+    "read": "storage does not give the record, after all attempts",
     "missing": "the file does not exist or cannot be read",
     "empty": "zero bytes",
     "unreadable": "no known container, or a broken header",

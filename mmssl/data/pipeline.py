@@ -1,4 +1,4 @@
-"""The stream of batches: order by Grain, decoding in the view's pool.
+"""The stream of batches: read ahead by Grain's threads, decoded in the view's pool.
 
 Row j of the global batch at step s is a pure function of (seed, s, j): neither threads,
 decode workers, nor the number of processes change it. So a position is one integer.
@@ -6,12 +6,15 @@ decode workers, nor the number of processes change it. So a position is one inte
 
 import collections
 import dataclasses
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
+from mmssl.data import order as order_lib
 from mmssl.data.records import Record
+from mmssl.data.sources import ReadError
 from mmssl.data.views import Example, View
 from mmssl.errors import UserError
 from mmssl.types import RawBatch
@@ -21,7 +24,10 @@ _MIN_SEEN = 200
 
 
 class Source(Protocol):
-    """Random access to records, as `sources.open_dataset` gives."""
+    """Random access to records, as `sources.open_dataset` gives.
+
+    One that storage does not give is a `sources.ReadError`.
+    """
 
     def __len__(self) -> int: ...
 
@@ -62,33 +68,22 @@ class _Examples:
     its shards of the global batch one after the other.
     """
 
-    def __init__(
-        self, pipeline: "Pipeline", order: Any, total: int | None, first: int
-    ) -> None:
+    def __init__(self, pipeline: "Pipeline", first: int) -> None:
         self._pipeline = pipeline
-        self._order = order
-        self._total = total
         self._first = first
 
     def __len__(self) -> int:
         p = self._pipeline
-        if self._total is None:
-            return len(self._order) // p.batch * p.local - self._first
-        return -(-self._total // p.batch) * p.local - self._first
+        if p.steps is None:
+            return sys.maxsize // p.batch * p.local - self._first
+        return p.steps * p.local - self._first
 
     def __getitem__(self, index: int) -> Example:
         p = self._pipeline
         step, row = divmod(int(index) + self._first, p.local)
         mine, of = p.shards
         nth, row = divmod(row, p.batch // of)
-        position = step * p.batch + mine[nth] * (p.batch // of) + row
-        if p.train:
-            rng = np.random.default_rng([p.seed, position])
-            return p.view(self._order[position], rng)
-        if self._total is not None and position >= self._total:
-            return p.view.empty()
-        record, window = divmod(position, p.view.windows)
-        return p.view(self._order[record], window=window)
+        return p.example(step * p.batch + mine[nth] * (p.batch // of) + row)
 
     def __repr__(self) -> str:
         return "_Examples"
@@ -99,7 +94,8 @@ class Pipeline:
 
     Args:
       sources: (source, weight) pairs. Weights set the share of each source in training,
-        exactly over a window; evaluation reads the sources one after the other.
+        exactly over a window: see `order.Shuffled`; evaluation reads the sources one
+        after the other.
       view: makes examples; it must have been made with the same `train`.
       batch: global batch size, over all processes.
       seed: of order, windows and augmentation.
@@ -153,45 +149,48 @@ class Pipeline:
         self.faults: collections.Counter[str] = collections.Counter()
         self.seen = 0
         self._faulty = 0
+        self._unread = ""
         self._max_fault_fraction = max_fault_fraction
         self._threads = view.pool.workers + 2 if threads is None else threads
         self._prefetch = self.local if prefetch is None else prefetch
         self._step = 0
         self._iterator: Iterator[HostBatch] | None = None
-        self._order = self._make_order(sources)
-        self._total = None if train else len(self._order) * view.windows
+        self._sources = [source for source, _ in sources]
+        lengths = [len(source) for source in self._sources]
+        if train:
+            weights = [weight for _, weight in sources]
+            self._order = order_lib.Shuffled(lengths, weights, seed)
+            self._total = None
+        else:
+            self._order = order_lib.InOrder(lengths)
+            self._total = len(self._order) * view.windows
 
     @property
     def steps(self) -> int | None:
         """Batches in one pass; None: endless."""
         return None if self._total is None else -(-self._total // self.batch)
 
-    def _make_order(self, sources: Sequence[tuple[Source, float]]) -> Any:
-        """Grain's map from global position (evaluation: record number) to record."""
-        import grain
-        from absl import flags
+    def example(self, position: int) -> Example:
+        """The example at a position of the stream of all processes.
 
-        # Grain reads absl flags, which only absl.app parses.
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()
-        readers: list[Any] = [source for source, _ in sources]
-        parts = [grain.MapDataset.source(reader) for reader in readers]
-        if not self.train:
-            return grain.MapDataset.concatenate(parts) if len(parts) > 1 else parts[0]
-        seeds = np.random.SeedSequence(self.seed).generate_state(len(parts))
-        parts = [
-            part.seed(int(seed)).shuffle().repeat(None)
-            for part, seed in zip(parts, seeds, strict=True)
-        ]
-        if len(parts) == 1:
-            return parts[0]
-        return grain.MapDataset.mix(parts, [weight for _, weight in sources])
+        A record that cannot be read is a fault of class `read`, with nothing in it.
+        """
+        if self._total is not None and position >= self._total:
+            return self.view.empty()
+        rng = np.random.default_rng([self.seed, position]) if self.train else None
+        place, window = divmod(position, self.view.windows)
+        source, row = self._order[place]
+        try:
+            record = self._sources[source][row]
+        except ReadError as error:
+            self._unread = str(error)
+            name = f"{self._sources[source]!r}[{row}]"
+            return self.view.faulty(name, "read", window=window)
+        return self.view(record, rng, window=window)
 
     def _open(self) -> Iterator[HostBatch]:
-        import grain
-
-        first = self._step * self.local
-        examples = _Examples(self, self._order, self._total, first)
+        grain = order_lib.import_grain()
+        examples: Any = _Examples(self, self._step * self.local)
         options = grain.ReadOptions(
             num_threads=self._threads, prefetch_buffer_size=self._prefetch
         )
@@ -225,11 +224,12 @@ class Pipeline:
             self._faulty += bool(info["faults"])
         share = self._faulty / max(self.seen, 1)
         if self.seen >= _MIN_SEEN and share > self._max_fault_fraction:
+            unread = f" Not read, last: {self._unread}." if self._unread else ""
             raise UserError(
                 f"{self._faulty} of {self.seen} samples ({share:.0%}) met a media "
                 f"fault, more than data.max_fault_fraction="
                 f"{self._max_fault_fraction:g}: {dict(self.faults)}; look for the "
-                "cause with `mmssl data validate`, or raise the limit"
+                f"cause with `mmssl data validate`, or raise the limit.{unread}"
             )
 
     def get_state(self) -> dict[str, Any]:

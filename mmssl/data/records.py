@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import os
-import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -158,6 +157,18 @@ def from_example(example: Mapping[str, Any]) -> Record:
     )
 
 
+def in_bucket(path: str | os.PathLike[str]) -> bool:
+    """Whether it names object storage, like `gs://bucket/data`."""
+    return "://" in os.fspath(path)
+
+
+def folder(path: str | os.PathLike[str]) -> Any:
+    """The `etils.epath.Path` of a folder or bucket."""
+    from etils import epath
+
+    return epath.Path(path)
+
+
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The metadata of the dataset in folder `path`, its schema version checked.
 
@@ -170,13 +181,18 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
       UserError: no dataset there, an unreadable metadata file, or another schema
         version.
     """
-    file = pathlib.Path(path) / METADATA_FILE
+    file = folder(path) / METADATA_FILE
     remedy = f"build one with `mmssl data build --manifest M.jsonl --out {path}`"
-    if not file.is_file():
-        state = "no such folder" if not file.parent.is_dir() else f"no {METADATA_FILE}"
-        raise UserError(f"{path}: not a dataset of mmssl: {state} there; {remedy}")
     try:
-        metadata = json.loads(file.read_text())
+        if not file.is_file():
+            there = file.parent.is_dir()
+            state = f"no {METADATA_FILE}" if there else "no such folder"
+            raise UserError(f"{path}: not a dataset of mmssl: {state} there; {remedy}")
+        text = file.read_text()
+    except ImportError as e:
+        raise UserError(f"{path}: nothing here opens it: {e}") from e
+    try:
+        metadata = json.loads(text)
         found = metadata["schema_version"]
         if found == SCHEMA_VERSION:
             _ = metadata["label_columns"], metadata["splits"], metadata["files"]

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Int32
 
+from mmssl.data import records
 from mmssl.data.records import Segment, Word
 from mmssl.errors import UserError
 
@@ -47,7 +48,7 @@ class WordTokenizer:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = pathlib.Path(path)
+        self.path = records.folder(path)
         self._ids  # noqa: B018  a bad file is an error now, not in the first batch
 
     @functools.cached_property
@@ -98,7 +99,7 @@ class SentencePieceTokenizer:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = pathlib.Path(path)
+        self.path = records.folder(path)
         if self._processor.pad_id() != PAD:
             raise UserError(
                 f"{self.path}: padding must have id 0, found "
@@ -152,7 +153,7 @@ def load_tokenizer(
     Raises:
       UserError: no such file, an unknown suffix, or not what the suffix says.
     """
-    kind = TOKENIZERS.get(pathlib.Path(path).suffix)
+    kind = TOKENIZERS.get(pathlib.PurePath(path).suffix)
     if kind is None:
         raise UserError(
             f"{path}: a tokenizer file ends in .model (SentencePiece) or .txt (one "

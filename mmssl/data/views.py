@@ -170,6 +170,15 @@ class View:
         present = dict.fromkeys(media, False)
         return {**media, "present": present, "example_id": np.uint32(0), "info": None}
 
+    def faulty(self, name: str, fault: str, *, window: int = 0) -> Example:
+        """As `empty`, but a sample: one of which nothing is known but its fault."""
+        info = {"id": name, "labels": {}, "start": 0.0, "window": window}
+        return {
+            **self.empty(),
+            "example_id": np.uint32(example_id(name)),
+            "info": {**info, "faults": [fault], "texts": []},
+        }
+
     def __call__(
         self,
         record: Record,
