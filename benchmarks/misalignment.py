@@ -4,8 +4,9 @@
     python benchmarks/misalignment.py --workdir runs/misalignment \\
         --out benchmarks/results/misalignment.json
 
-In a known share of the training clips the text or the sound is another clip's. Runs
-are kept in the workdir one by one: called again, it goes on where it stopped.
+In a known share of the training clips the text or the sound is another clip's. The
+first question is the part `detection`, the second the part `use`. Runs are kept in the
+workdir one by one: called again, it goes on where it stopped.
 """
 
 import argparse
@@ -25,46 +26,46 @@ import jax
 import misalignment_data as data_lib
 import misalignment_runs as runs_lib
 import misalignment_scores as scores_lib
+import misalignment_summary as summary_lib
 from misalignment_arms import ARMS, Setting
 
 from mmssl import files
 from mmssl.errors import UserError
 
-CLIPS = {"demo": 3000, "grid": 800}
 QUICK_CLIPS = 60
 SMALL = (
     "--config.model.size={'layers': 1, 'width': 32, 'mlp': 64, 'heads': 2}",
     "--config.optim.warmup=2",
     "--config.evals.batch=16",
 )
-MAIN = 0.5
-"""The fraction that the summary is about."""
+MODEL = ("--config.model.size={'layers': 2, 'width': 64, 'mlp': 256, 'heads': 4}",)
 
-CONTROLS = (
-    "plain",
-    "random",
-    "loss",
-    "norm_balanced",
-    "fixed",
-    "longer",
-    "random_ramp",
-    "loss_ramp",
-    "loss_memory",
-)
-HARMONIZED = (
-    "realign",
-    "curriculum",
-    "both",
-    "agree_memory",
-    "trim",
-    "trim_realign",
-)
-FAMILIES = {
-    "gradient": ("conflict", "agree", "norm"),
-    "loss": ("loss",),
-    "similarity": ("similarity",),
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What one of the questions runs, where the options do not say.
+
+    Attributes:
+      clips: by world.
+      steps: of training.
+      every: steps between scorings.
+      ramp: see `Setting`.
+      arms: names in `ARMS`.
+    """
+
+    clips: Mapping[str, int]
+    steps: int
+    every: int
+    ramp: tuple[int, int]
+    arms: tuple[str, ...]
+
+
+PARTS = {
+    # Few passes: what is swapped is not yet learned by heart.
+    "detection": Part({"demo": 3000, "grid": 800}, 160, 80, (40, 80), ("plain",)),
+    # So many that it is: without a filter noise costs something.
+    "use": Part({"demo": 1000, "grid": 800}, 500, 250, (30, 80), tuple(ARMS)),
 }
-"""Which scores belong to which detector, by the second part of their names."""
 
 
 def options() -> argparse.ArgumentParser:
@@ -78,24 +79,29 @@ def options() -> argparse.ArgumentParser:
         "--worlds grid --fractions 0.5 --out misalignment.json",
     )
 
-    def listed(name: str, convert: Callable[[str], Any], default: Sequence) -> None:
+    def listed(
+        name: str, convert: Callable[[str], Any], default: Sequence | None
+    ) -> None:
         def read(text: str) -> list[Any]:
             return [convert(part) for part in text.split(",")]
 
-        shown = ",".join(map(str, default))
+        shown = "the part's" if default is None else ",".join(map(str, default))
         made.add_argument(
-            f"--{name}", type=read, default=list(default), help=f"default: {shown}"
+            f"--{name}", type=read, default=default, help=f"default: {shown}"
         )
 
+    made.add_argument(
+        "--part", nargs="+", choices=PARTS, default=list(PARTS), help="default: both"
+    )
     listed("worlds", str, list(data_lib.WORLDS))
     listed("kinds", str, ["text", "audio"])
     listed("fractions", float, [0.0, 0.3, 0.5, 0.7])
-    listed("arms", str, list(ARMS))
     listed("seeds", int, range(5))
     listed("losses", str, ["va", "vt"])
-    made.add_argument("--steps", metavar="N", type=int, help="default: the config's")
-    made.add_argument("--every", metavar="N", type=int, help="steps between scorings")
-    made.add_argument("--clips", metavar="N", type=int, help="default: 3000 and 800")
+    listed("arms", str, None)
+    listed("ramp", int, None)
+    for name in ("steps", "every", "clips"):
+        made.add_argument(f"--{name}", metavar="N", type=int, help="the part's")
     made.add_argument("--data", metavar="DIR", help="GRID's folder; see grid.py")
     made.add_argument(
         "--workdir",
@@ -105,13 +111,17 @@ def options() -> argparse.ArgumentParser:
     made.add_argument(
         "--plan", action="store_true", help="print what would run, and how long; stop"
     )
+    made.add_argument(
+        "--finished", action="store_true", help="judge finished runs, train nothing"
+    )
     return made
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One training: a world, what is swapped in it, an arm, a seed."""
+    """One training: of a part, a world, what is swapped in it, an arm, a seed."""
 
+    part: str
     world: str
     clips: int
     kind: str
@@ -132,22 +142,29 @@ class Run:
 def plan(arguments: argparse.Namespace) -> list[Run]:
     """All runs, in an order in which every arm follows those it refers to.
 
-    Seeds are the outer loop: what is finished when time runs out is whole.
+    Seeds are the outer loop of a part: what is finished when time runs out is whole.
 
     Raises:
       UserError: an unknown name, or an arm without one that it refers to.
     """
+    if arguments.ramp is not None and len(arguments.ramp) != 2:
+        raise UserError(f"--ramp: expected FROM,TO, found {arguments.ramp}")
     for option, known in (
         ("worlds", data_lib.WORLDS),
         ("kinds", ("text", "audio")),
         ("arms", ARMS),
     ):
-        for name in getattr(arguments, option):
+        for name in getattr(arguments, option) or ():
             if name not in known:
                 raise UserError(
                     f"--{option}: unknown {name!r}; known: {', '.join(known)}"
                 )
-    chosen = [name for name in ARMS if name in arguments.arms]
+    return [run for part in arguments.part for run in _runs(part, arguments)]
+
+
+def _runs(part: str, arguments: argparse.Namespace) -> list[Run]:
+    names = arguments.arms or PARTS[part].arms
+    chosen = [name for name in ARMS if name in names]
     for name in chosen:
         for needed in (ARMS[name].rate, ARMS[name].like):
             if needed and needed not in chosen:
@@ -158,31 +175,30 @@ def plan(arguments: argparse.Namespace) -> list[Run]:
     ):
         if fraction == 0 and kind != arguments.kinds[0]:
             continue  # nothing is swapped: the kinds are the same
-        clips = arguments.clips or CLIPS[world]
-        found += [Run(world, clips, kind, fraction, seed, arm) for arm in chosen]
+        clips = arguments.clips or PARTS[part].clips[world]
+        found += [Run(part, world, clips, kind, fraction, seed, arm) for arm in chosen]
     return found
 
 
 def setting(run: Run, arguments: argparse.Namespace) -> Setting:
     """What the arms of a run's comparison share."""
-    quick = arguments.quick
-    steps = arguments.steps or (6 if quick else 400)
-    share = run.fraction * 0.8  # below the truth: it is not known in practice
+    part, quick = PARTS[run.part], arguments.quick
+    first, last = arguments.ramp or part.ramp
     return Setting(
-        steps=steps,
+        steps=arguments.steps or part.steps,
         batch=8 if quick else 64,
         losses=tuple(arguments.losses),
         kind=run.kind,
         fraction=run.fraction,
-        share=share,
-        ramp=(steps // 4, steps // 2),
-        every=arguments.every or max(1, steps // 4),
-        overrides=(*(SMALL if quick else ()), *arguments.overrides),
+        share=run.fraction * 0.8,  # below the truth: it is not known in practice
+        ramp=(first, last),
+        every=arguments.every or part.every,
+        overrides=(*(SMALL if quick else MODEL), *arguments.overrides),
     )
 
 
 def result_file(work: pathlib.Path, run: Run) -> pathlib.Path:
-    return work / "runs" / f"{run.name}.json"
+    return work / run.part / f"{run.name}.json"
 
 
 def finished(work: pathlib.Path, run: Run, shared: Setting) -> dict[str, Any] | None:
@@ -247,7 +263,7 @@ def execute(run: Run, arguments: argparse.Namespace, work: pathlib.Path) -> dict
         arm,
         seed=run.seed,
         reference=reference,
-        scored=run.arm == "plain" or "/" in arm.gate,
+        scored=run.arm == "plain",
         engines=engines,
         progress=lambda text: print(f"{run.name}: {text}", flush=True),
     )
@@ -256,121 +272,6 @@ def execute(run: Run, arguments: argparse.Namespace, work: pathlib.Path) -> dict
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write(path, json.dumps(found) + "\n")
     return found
-
-
-def _over(values: Sequence[float]) -> dict[str, float]:
-    return {"mean": statistics.fmean(values), "min": min(values), "max": max(values)}
-
-
-def by_seed(
-    results: Sequence[Mapping[str, Any]], value: Callable[[Mapping], float]
-) -> dict[int, float]:
-    """seed -> mean over worlds and kinds, at the main fraction."""
-    found: dict[int, list[float]] = {}
-    for result in results:
-        if result["run"]["fraction"] == MAIN:
-            found.setdefault(result["run"]["seed"], []).append(value(result))
-    return {seed: statistics.fmean(values) for seed, values in found.items()}
-
-
-def by_role(result: Mapping[str, Any]) -> dict[str, float]:
-    """The last AUROCs, the loss that reads what was swapped being called `pair`.
-
-    What is in doubt is known: the texts, say, and not which.
-    """
-    run, losses = result["run"], result["setting"]["losses"]
-    hit = [name for name in losses if run["kind"][0] in name]
-    found = result["rows"][-1]["auroc"]
-    if len(hit) != 1:
-        return found
-
-    def role(score: str) -> str:
-        *rest, last = score.split("/")
-        named = {hit[0]: "pair", f"{hit[0]}_{hit[0]}": "pair_pair"}
-        return "/".join([*rest, named.get(last, last)])
-
-    return {role(name): area for name, area in found.items()}
-
-
-def detectors(results: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, list]]:
-    """family -> (its best score by mean AUROC at the end, that AUROC by seed).
-
-    Of the plain arm, so that no detector profits from what it did to the training.
-    """
-    plain = [r for r in results if r["run"]["arm"] == "plain"]
-    areas = [by_role(r) for r in plain if r["run"]["fraction"] == MAIN]
-    if not areas:
-        return {}
-    shared = set.intersection(*(set(a) for a in areas))
-    best = {}
-    for family, kinds in FAMILIES.items():
-        names = [n for n in sorted(shared) if n.split("/")[1] in kinds]
-        mean = {n: statistics.fmean(a[n] for a in areas) for n in names}
-        name = max(mean, key=lambda n: mean[n])
-        seeds = by_seed(plain, lambda r, name=name: by_role(r)[name])
-        best[family] = (name, list(seeds.values()))
-    return best
-
-
-def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The figures; those whose arms have not run are left out."""
-    summary: dict[str, dict[str, Any]] = {}
-    for family, (_, values) in detectors(results).items():
-        summary[f"auroc_{family}"] = _over(values)
-    recall = {
-        arm: by_seed(
-            [r for r in results if r["run"]["arm"] == arm],
-            lambda r: r["eval"]["mean"]["R@10"],
-        )
-        for arm in ARMS
-    }
-    mean = {arm: statistics.fmean(v.values()) for arm, v in recall.items() if v}
-    ours = [arm for arm in HARMONIZED if arm in mean]
-    others = [arm for arm in CONTROLS if arm in mean]
-    if ours and "plain" in mean:
-        best = max(ours, key=lambda arm: mean[arm])
-        control = max(others, key=lambda arm: mean[arm])
-        for name, arm in (("plain", "plain"), ("best_control", control)):
-            both = sorted(set(recall[best]) & set(recall[arm]))
-            gains = [recall[best][s] - recall[arm][s] for s in both]
-            summary[f"gain_over_{name}"] = _over(gains)
-    seeds = len({r["run"]["seed"] for r in results})
-    return summary | {"seeds": {"n": seeds}}
-
-
-def markdown(results: Sequence[Mapping[str, Any]]) -> str:
-    """Per world, kind and fraction: arms and the best detectors."""
-    lines = []
-    cells: dict[tuple, list[Mapping[str, Any]]] = {}
-    for result in results:
-        run = result["run"]
-        key = (f"{run['world']}, {run['clips']} clips", run["kind"], run["fraction"])
-        cells.setdefault(key, []).append(result)
-    for (world, kind, fraction), own in cells.items():
-        lines += [
-            f"{world}, {fraction:.0%} of the {kind}s swapped:",
-            "",
-            "| arm | seeds | R@10 | median rank | probe: video | audio |",
-            "|---|---|---|---|---|---|",
-        ]
-        for arm in ARMS:
-            found = [r["eval"] for r in own if r["run"]["arm"] == arm]
-            if found:
-                mean = [
-                    statistics.fmean(e["mean"]["R@10"] for e in found),
-                    statistics.fmean(e["mean"]["median_rank"] for e in found),
-                    *(
-                        statistics.fmean(e["probe"][m] for e in found)
-                        for m in ("video", "audio")
-                    ),
-                ]
-                shown = f"{mean[0]:.1%} | {mean[1]:.1f} | {mean[2]:.1%} | {mean[3]:.1%}"
-                lines.append(f"| {arm} | {len(found)} | {shown} |")
-        lines.append("")
-    for family, (name, values) in detectors(results).items():
-        area = statistics.fmean(values)
-        lines.append(f"best {family} score at {MAIN:.0%}: {name}, AUROC {area:.3f}")
-    return "\n".join(lines)
 
 
 @contextlib.contextmanager
@@ -388,9 +289,10 @@ def measure(arguments: argparse.Namespace) -> harness.Measured:
         # Compiling is all that a quick run does.
         jax.config.update("jax_disable_most_optimizations", True)
         arguments.worlds, arguments.kinds = ["demo"], ["text"]
-        arguments.fractions, arguments.seeds = [MAIN], [0]
-        arguments.arms = ["plain", "curriculum"]
-        arguments.clips = QUICK_CLIPS
+        arguments.fractions, arguments.seeds = [summary_lib.MAIN], [0]
+        arguments.part, arguments.arms = ["use"], ["plain", "curriculum"]
+        arguments.clips, arguments.steps = QUICK_CLIPS, 6
+        arguments.every, arguments.ramp = 3, [1, 3]
     runs = plan(arguments)
     with _workdir(arguments) as work:
         if arguments.quick:
@@ -398,24 +300,12 @@ def measure(arguments: argparse.Namespace) -> harness.Measured:
         print(described(runs, arguments, work), flush=True)
         if arguments.plan:
             return harness.Measured({}, {}, text="\n".join(run.name for run in runs))
-        results = []
-        for run in runs:
-            results.append(execute(run, arguments, work))
-    shown = setting(runs[0], arguments)
-    return harness.Measured(
-        summary=summarise(results),
-        settings={"setting": dataclasses.asdict(shared_part(shown))},
-        details={
-            "detectors": {k: name for k, (name, _) in detectors(results).items()},
-            "runs": [{k: v for k, v in r.items() if k != "dropped"} for r in results],
-        },
-        text=markdown(results),
-    )
-
-
-def shared_part(shown: Setting) -> Setting:
-    """Without what differs between runs."""
-    return dataclasses.replace(shown, kind="", fraction=0.0, share=0.0)
+        if arguments.finished:
+            there = (finished(work, run, setting(run, arguments)) for run in runs)
+            results = [found for found in there if found is not None]
+        else:
+            results = [execute(run, arguments, work) for run in runs]
+    return summary_lib.measured(results)
 
 
 if __name__ == "__main__":

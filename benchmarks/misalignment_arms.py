@@ -113,7 +113,7 @@ class Arm:
         what was swapped.
       gate: what the host drops: "" nothing; "random"; "loss", the highest of the
         batch; "oracle", the swapped; "oracle_pair", only the losses of the swapped
-        that read what was swapped; or the name of a score.
+        that read what was swapped.
       rate: another arm whose dropped share `random` and `loss` follow step by step;
         "" = the ramp of the setting.
       like: another arm whose mean weights (`fixed`) or seconds (`longer`) are taken.
@@ -145,8 +145,6 @@ ARMS: dict[str, Arm] = {
     "trim": Arm(trim=True),
     "trim_realign": Arm(REALIGN, trim=True),
     "oracle_pair": Arm(gate="oracle_pair"),
-    "loss_memory": Arm(gate="loss/all"),
-    "agree_memory": Arm(gate="agree_set_raw/all"),
 }
 """By name; an arm comes after those it refers to."""
 
@@ -219,9 +217,6 @@ class Gate:
             keep[self._rng.permutation(chosen)[:count]] = 0.0
         elif self.rule == "loss":
             drop = share
-        elif self.rule and self.memory:
-            worst = np.argsort(-self.memory[self.rule], kind="stable")
-            keep[worst[: round(share * n)]] = 0.0
         self.share = max(drop, 1.0 - float(keep[chosen].mean()))
         table = np.repeat(keep[:, None], k, 1).astype(np.float32)
         if self.rule == "oracle_pair":

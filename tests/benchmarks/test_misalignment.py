@@ -363,14 +363,6 @@ def test_the_oracle_drops_what_is_swapped(arms):
     assert ((table == 0).all(1) == wrong).all()
 
 
-def test_a_gate_with_memory_drops_the_worst_so_far(arms):
-    gate = arms.Gate("loss/all", small(arms), np.zeros(10, bool), 0, None)
-    assert np.asarray(gate.inputs(7, np.arange(8))["table"]).all()  # nothing known
-    gate.learn({"loss/all": np.arange(10.0)})
-    table = np.asarray(gate.inputs(7, np.arange(8))["table"])
-    assert np.flatnonzero(table[:, 0] == 0).tolist() == [6, 7, 8, 9]
-
-
 def test_every_arm_follows_those_it_refers_to(arms):
     names = list(arms.ARMS)
     for name, arm in arms.ARMS.items():
@@ -429,7 +421,7 @@ def result(run, arguments, main, *, recall=0.5, area=0.6, **kwargs):
 
 def test_a_finished_run_is_not_trained_again(main, tmp_path, monkeypatch):
     asked = arguments(main, "--steps=5")
-    run = main.Run("demo", 60, "text", 0.5, 0, "plain")
+    run = main.Run("use", "demo", 60, "text", 0.5, 0, "plain")
     stored = json.loads(json.dumps(result(run, asked, main)))
     path = main.result_file(tmp_path, run)
     path.parent.mkdir()
@@ -443,7 +435,7 @@ def test_a_finished_run_is_not_trained_again(main, tmp_path, monkeypatch):
 
 
 def test_a_run_of_another_setting_is_named(main, tmp_path):
-    run = main.Run("demo", 60, "text", 0.5, 0, "plain")
+    run = main.Run("use", "demo", 60, "text", 0.5, 0, "plain")
     path = main.result_file(tmp_path, run)
     path.parent.mkdir()
     path.write_text(json.dumps(result(run, arguments(main, "--steps=5"), main)))
@@ -459,8 +451,21 @@ def test_the_plan_names_what_is_missing(main):
         main.plan(arguments(main, "--worlds=moon"))
 
 
+def test_finished_runs_are_judged_without_training(main, tmp_path, monkeypatch):
+    monkeypatch.setattr(main.runs_lib, "run", pytest.fail)
+    asked = arguments(main, "--workdir", str(tmp_path), "--finished", "--part", "use")
+    for arm, recall in (("plain", 0.2), ("trim", 0.3)):
+        run = main.Run("use", "demo", 1000, "text", 0.5, 3, arm)
+        path = main.result_file(tmp_path, run)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(result(run, asked, main, recall=recall)))
+    summary = main.measure(asked).summary
+    assert summary["gain_over_plain"]["mean"] == pytest.approx(0.1)
+    assert summary["seeds"] == {"n": 1}
+
+
 def test_nothing_swapped_is_run_for_one_kind_only(main):
-    asked = arguments(main, "--arms=plain", "--seeds=0", "--fractions=0,0.5")
+    asked = arguments(main, "--part", "detection", "--seeds=0", "--fractions=0,0.5")
     names = [run.name for run in main.plan(asked)]
     assert names == [
         "demo3000-text-0-seed0-plain",
@@ -481,15 +486,29 @@ def test_summary_compares_within_seeds_and_with_the_best_control(main):
         "loss": (0.10, 0.10),
     }
     results = [
-        result(main.Run("demo", 60, "text", 0.5, seed, arm), asked, main, recall=recall)
+        result(
+            main.Run("use", "demo", 60, "text", 0.5, seed, arm),
+            asked,
+            main,
+            recall=recall,
+            area=0.9,
+        )
         for arm, values in recalls.items()
         for seed, recall in enumerate(values)
     ]
-    found = main.summarise(results)
+    judged = main.Run("detection", "demo", 60, "text", 0.5, 0, "plain")
+    results.append(result(judged, asked, main, recall=0.99))
+    measured = main.summary_lib.measured(results)
+    assert measured.details["gains"] == {
+        "best": "both",
+        "plain": "plain",
+        "best_control": "random",
+    }
+    found = measured.summary
     assert found["gain_over_plain"]["mean"] == pytest.approx(0.15)
     assert found["gain_over_best_control"]["min"] == pytest.approx(0.03)
     assert found["auroc_gradient"]["mean"] == pytest.approx(0.6)
     assert found["auroc_loss"]["mean"] == pytest.approx(0.7)
     assert found["auroc_similarity"]["mean"] == pytest.approx(0.5)
     assert found["seeds"] == {"n": 2}
-    assert "| both | 2 | 50.0% |" in main.markdown(results)
+    assert "| both | 2 | 50.0% |" in measured.text
