@@ -45,6 +45,7 @@ CLOSED = {
         "threads",
         "workers",
         "limits",
+        "reads",
         "max_fault_fraction",
         "video",
         "audio",
