@@ -101,7 +101,8 @@ def opened(src: bytes | str | os.PathLike[str], limits: Limits) -> Iterator[Stre
                     # "everything", and no demuxer needs a protocol to read them.
                     "protocol_whitelist": "none",
                     "format_whitelist": FORMATS,
-                    "max_streams": str(limits.streams),
+                    # One more than allowed: some demuxers leave out what is beyond.
+                    "max_streams": str(limits.streams + 1),
                 },
             )
         except av.error.ArgumentError as error:
@@ -121,7 +122,7 @@ def _select(container: Any, limits: Limits) -> Streams:
     streams = Streams(container)
     found = list(container.streams)
     if len(found) > limits.streams:
-        raise MediaFault("too_large", f"{len(found)} streams")
+        raise MediaFault("too_large", f"more than {limits.streams} streams")
     start = (container.start_time or 0) / 1e6
     # A slightly negative start is codec priming, before the media's own time 0.
     streams.origin = 0.0 if -0.5 < start < 0 else start
