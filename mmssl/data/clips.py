@@ -66,9 +66,14 @@ class ClipRequest:
     video: VideoRequest | None = None
     audio: AudioRequest | None = None
 
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able; `dataclasses.asdict` would copy each number by itself."""
+        parts = {"video": self.video, "audio": self.audio}
+        return {name: part and vars(part) for name, part in parts.items()}
+
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "ClipRequest":
-        """The inverse of `dataclasses.asdict` and JSON."""
+        """The inverse of `to_json`."""
         video, audio = value["video"], value["audio"]
         if video is not None:
             video = VideoRequest(**{k: _tuples(v) for k, v in video.items()})

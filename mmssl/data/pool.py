@@ -210,7 +210,7 @@ class DecodePool:
         Raises:
           MediaFault: the media as a whole cannot be used.
         """
-        header = {"op": "clip", "request": dataclasses.asdict(request)}
+        header = {"op": "clip", "request": request.to_json()}
         reply, data = self._call(src, header, self.limits.seconds)
         arrays: dict[str, np.ndarray | None] = {"video": None, "audio": None}
         at = 0
