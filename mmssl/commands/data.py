@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmssl import commands
-from mmssl.commands import manifest
+from mmssl.commands import manifest, view
 
 
 def add(subparsers: Any) -> None:
@@ -24,6 +24,7 @@ def add(subparsers: Any) -> None:
     _add_build(members)
     manifest.add(members)
     _add_validate(members)
+    view.add(members)
     _add_demo(members)
     _add_tokenizer(members)
 

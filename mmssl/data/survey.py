@@ -21,6 +21,10 @@ from mmssl.data import records
 from mmssl.data.records import Record
 from mmssl.data.sources import RecordSource, open_dataset
 from mmssl.data.text import split_words
+from mmssl.errors import UserError
+
+UNREADABLE = "row_read"
+"""The fault of a row that storage does not give, or that is no record."""
 
 MODALITIES = ("video", "audio", "text")
 
@@ -73,8 +77,8 @@ class Survey:
       numbers: fact to one number per row that has it: duration (s), size (the shorter
         side of the upright frame, px), fps, rate (Hz), words (of text), bytes.
       counts: fact to {value: rows}: resolution, audio (rate and channels), container,
-        script (that most letters of the row's text are of), missing (modality),
-        fault (`modality_class`, as `build` names them).
+        script (that most letters of one of the row's texts are of), missing
+        (modality), fault (`modality_class`, as `build` names them).
       faulty: indices of the rows with a fault.
     """
 
@@ -111,11 +115,11 @@ class Survey:
             kind = {1: "mono", 2: "stereo"}.get(channels, f"{channels} channels")
             counts["audio"][f"{audio['rate'] / 1000:g} kHz {kind}"] += 1
             numbers["rate"].append(float(audio["rate"]))
-        text = " ".join(texts_of(record))
-        if text:
-            numbers["words"].append(len(split_words(text)))
-            counts["script"][main_script(text)] += 1
-        there = dict(zip(MODALITIES, (video, audio, text), strict=True))
+        texts = texts_of(record)
+        if texts:
+            numbers["words"].append(sum(len(split_words(text)) for text in texts))
+            counts["script"].update(set(map(main_script, texts)))
+        there = dict(zip(MODALITIES, (video, audio, texts), strict=True))
         counts["missing"].update(name for name, found in there.items() if not found)
         faults = [f"{name}_{fault}" for name, fault in faults_of(record).items()]
         counts["fault"].update(faults)
@@ -136,7 +140,13 @@ def survey(
     """
     found, size, until = Survey(of=len(rows)), 0, time.monotonic() + seconds
     for index in itertools.islice(spread(len(rows)), most):
-        record = rows[index]
+        try:
+            record = rows[index]
+        except UserError:
+            found.rows += 1
+            found.counts["fault"][UNREADABLE] += 1
+            found.faulty.append(index)
+            continue
         found.add(index, record)
         size += len(record.media)
         if size > megabytes * 2**20 or time.monotonic() > until:

@@ -71,8 +71,8 @@ def write_report(
     ]
     page = document(
         title=f"{run.name} · mmssl report",
-        css=_asset("style.css"),
-        script=_asset("page.js"),
+        css=asset("style.css"),
+        script=asset("page.js"),
         body=join(body),
     )
     path = folder / "report.html"
@@ -80,6 +80,7 @@ def write_report(
     return path
 
 
-def _asset(name: str) -> Markup:
-    asset = importlib.resources.files("mmssl.report").joinpath(name)
-    return Markup(asset.read_text(encoding="utf-8"))
+def asset(name: str) -> Markup:
+    """A stylesheet or script of this package."""
+    file = importlib.resources.files("mmssl.report").joinpath(name)
+    return Markup(file.read_text(encoding="utf-8"))

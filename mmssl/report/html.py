@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 Child: TypeAlias = "Markup | str | int | float | None | Iterable[Child]"
 
-VOID = frozenset({"br", "hr", "img", "meta"})
+VOID = frozenset({"br", "hr", "img", "input", "meta"})
 
 
 class Markup(str):
