@@ -20,7 +20,7 @@ from typing import Any
 
 import harness
 
-from mmssl import commands, runs
+from mmssl import commands, evaluate_runs, runs
 from mmssl import config as config_lib
 from mmssl import workdir as workdir_lib
 from mmssl.data import build, records, tokenizer
@@ -175,7 +175,7 @@ def run_seed(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]
         if summary.interrupted:
             print(f"stopped at step {summary.step}; the same command resumes")
             sys.exit(preemption.REQUEUE_EXIT_CODE)
-    result = runs.evaluate_run(str(workdir))
+    result = evaluate_runs.evaluate_run(str(workdir))
     rows = evaluate.table_rows(result)
     seen = workdir_lib.read(workdir, workdir_lib.DATA, remedy="remove the folder")
     return {

@@ -12,7 +12,7 @@ from misalignment_data import Clips, order, swapped
 from misalignment_scores import Scorer, auroc, ceiling
 
 from mmssl import config as config_lib
-from mmssl import runs
+from mmssl import evaluation
 from mmssl.evals import embeddings, probe, retrieval
 from mmssl.experiment import Experiment
 from mmssl.gradients import statistics
@@ -208,7 +208,7 @@ def judge(
     made: Experiment, state: Any, clips: Mapping[str, Clips], *, probes: bool
 ) -> dict[str, Any]:
     """Retrieval between the modalities of each loss, and probes, on clean clips."""
-    embed = runs.make_embed(made)
+    embed = evaluation.make_embed(made)
     size = made.config["evals"]["batch"]
 
     def of(split: str) -> embeddings.Embeddings:
@@ -216,7 +216,7 @@ def judge(
         return embeddings.embed(clips[split].batches(size), fns)[""]
 
     test = of("test")
-    scores = {k: v["scores"] for k, v in retrieval.retrieval(test).items()}
+    scores = {k: v.scores for k, v in retrieval.retrieval(test).items()}
     gated: Any = made.objectives["contrast"]
     trained = [p.modalities for p in gated.inner.terms()]
     both = [f"{a}->{b}" for one in trained for a, b in (one, one[::-1])]

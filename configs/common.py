@@ -46,6 +46,10 @@ def base() -> Any:
         "batch": 64,
         "windows": 1,
         "knn_k": 20,
+        "prompts": ["{}"],  # zero-shot classification: {} = the class
+        "every": 0,  # steps between evaluations inside training; 0 = none
+        "protocols": ["retrieval"],  # of those
+        "clips": 1024,  # of a split, at most, for those
     }
     config.log = {
         "every": 50,

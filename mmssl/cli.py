@@ -13,13 +13,21 @@ from collections.abc import Iterator, Sequence
 
 import mmssl
 from mmssl import commands
-from mmssl.commands import check, checkpoint, data, doctor, results, train
+from mmssl.commands import (
+    check,
+    checkpoint,
+    data,
+    doctor,
+    evaluate,
+    results,
+    train,
+)
 from mmssl.errors import AgainError, UserError
 
 OK, FAILED, USAGE, INTERRUPTED, RESUME = 0, 1, 2, 130, 75
 """Exit codes: 75 (EX_TEMPFAIL) = the same command again goes on."""
 
-GROUPS = (data, train, results, checkpoint, check, doctor)
+GROUPS = (data, train, evaluate, results, checkpoint, check, doctor)
 
 EPILOG = """\
 The whole road:

@@ -51,7 +51,17 @@ CLOSED = {
         "audio",
         "text",
     ),
-    "evals": ("split", "train_split", "batch", "windows", "knn_k"),
+    "evals": (
+        "split",
+        "train_split",
+        "batch",
+        "windows",
+        "knn_k",
+        "prompts",
+        "every",
+        "protocols",
+        "clips",
+    ),
     "log": ("every", "tensorboard", "wandb", "mlflow", "profile", "max_nonfinite"),
 }
 """Keys of the entries that several parts read. The other entries are the keyword

@@ -1,8 +1,7 @@
-"""What the commands do with a workdir: train, evaluate, export, report."""
+"""What the commands do with a workdir: train, export, report."""
 
 import collections
 import contextlib
-import functools
 import pathlib
 import sys
 from collections.abc import Mapping
@@ -10,12 +9,11 @@ from typing import Any
 
 import jax
 
-from mmssl import check, clips, costs, init_from, outputs, streams
+from mmssl import check, clips, costs, evaluation, init_from, outputs, streams
 from mmssl import config as config_lib
 from mmssl import workdir as workdir_lib
-from mmssl.data import device, records, sources
+from mmssl.data import device, sources
 from mmssl.errors import UserError
-from mmssl.evals import embeddings, evaluate, retrieval
 from mmssl.experiment import Experiment
 from mmssl.export import safetensors_export
 from mmssl.parallel import distributed
@@ -33,7 +31,6 @@ from mmssl.train.recorder import TrainSummary
 from mmssl.train.speed import Work
 from mmssl.train.state import TrainState
 from mmssl.train.watchdog import Watchdog
-from mmssl.types import RawBatch
 
 
 def _claim(folder: pathlib.Path, config: Mapping[str, Any], data: Any) -> None:
@@ -110,6 +107,7 @@ def train(
         writers = built if distributed.first() else metrics.Writers([])
         stack.callback(writers.close)
         profile = Profile(folder / "profile", log.get("profile") or ())
+        judging = evaluation.hook(experiment, pool, events, view)
 
         def settle() -> None:
             try:
@@ -168,6 +166,7 @@ def train(
             dump_dir=folder / "nonfinite" / str(jax.process_index() or ""),
             log_every=log.get("every", 50),
             max_nonfinite=log.get("max_nonfinite", 10),
+            hooks=[judging] if judging else [],
             goodput=goodput,
             work=Work(
                 tokens=costs.step_tokens(experiment),
@@ -215,13 +214,20 @@ def open_run(workdir: str) -> Experiment:
     return Experiment(config)
 
 
-def restore(experiment: Experiment, workdir: str, *, ema: bool = False) -> TrainState:
+def restore(
+    experiment: Experiment,
+    workdir: str,
+    *,
+    ema: bool = False,
+    step: int | None = None,
+) -> TrainState:
     """The newest undamaged checkpoint's state, on the experiment's mesh.
 
     Args:
       experiment: of the run.
       workdir: its folder.
       ema: with the running average in place of the parameters.
+      step: this checkpoint only.
 
     Raises:
       UserError: there is none, or the tokenizer is not the run's; a run without an
@@ -233,86 +239,10 @@ def restore(experiment: Experiment, workdir: str, *, ema: bool = False) -> Train
     )
     _check_tokenizer(described, streams.tokenizer_hash(experiment), folder)
     with checkpoint.Checkpointer(folder / "checkpoints") as checkpointer:
-        restored = checkpointer.restore(experiment.abstract_state())
+        restored = checkpointer.restore(experiment.abstract_state(), step=step)
     for warning in restored.warnings:
         print(f"warning: {warning}; using step {restored.step}", file=sys.stderr)
     return restored.state.averaged() if ema else restored.state
-
-
-def make_embed(experiment: Experiment) -> Any:
-    """Jitted (state, raw) -> (pooled features, embeddings by space and modality)."""
-
-    def embed(state: TrainState, raw: RawBatch) -> tuple[Any, Any]:
-        batch = experiment.model.prepare(raw)
-        pooled = experiment.model.encode(state.params, batch).pooled
-        spaces = {}
-        for name, objective in experiment.objectives.items():
-            found = objective.project(state.heads[name], state.extras[name], pooled)
-            alone = len(experiment.objectives) == 1
-            spaces |= {s if alone else f"{name}/{s}": m for s, m in found.items()}
-        return pooled, spaces
-
-    sharding = mesh_lib.batch_sharding(experiment.mesh)
-    jitted = jax.jit(mesh_lib.ambient(experiment.mesh, embed))
-    return lambda state, raw: jax.device_get(jitted(state, device.put(raw, sharding)))
-
-
-def evaluate_run(
-    workdir: str,
-    *,
-    data: str | None = None,
-    split: str | None = None,
-    ema: bool = False,
-) -> dict[str, Any]:
-    """Evaluates the newest checkpoint beside its random initialisation and chance.
-
-    Args:
-      workdir: a trained run.
-      data: another dataset than the run's (first) own.
-      split: that judges; None = the config's evals.split.
-      ema: the running average of the parameters.
-
-    Returns:
-      What W/eval.json then holds: see `evals.evaluate`, with `step`, `data`, `split`,
-      `coverage` (see records.coverage), `ema`, ranked `examples` and the `rows` of the
-      split they stand in.
-    """
-    experiment = open_run(workdir)
-    evals = experiment.config["evals"]
-    path = data or experiment.datasets[0][0]
-    judge: str = split or evals.get("split", "test")
-    learn: str = evals.get("train_split", "train")
-    trained = restore(experiment, workdir, ema=ema)
-    states = {"trained": trained, "random": experiment.init_state()}
-    embed = make_embed(experiment)
-    fns = {name: functools.partial(embed, state) for name, state in states.items()}
-    with streams.open_pool(experiment) as pool:
-        found = {
-            part: embeddings.embed(
-                streams.eval_pipeline(experiment, pool, path=path, split=part), fns
-            )
-            for part in dict.fromkeys((learn, judge))
-        }
-    arms = {n: evaluate.Arm(found[learn][n], found[judge][n]) for n in states}
-    result = evaluate.evaluate(
-        arms["trained"], arms["random"], knn_k=evals.get("knn_k", 20)
-    )
-    examples = retrieval.examples(arms["trained"].test)
-    shown = {
-        i for e in examples for i in (e["query"], *(r["id"] for r in e["results"]))
-    }
-    ids = arms["trained"].test.ids  # in the order of the split's rows
-    result |= {
-        "step": int(trained.step),
-        "data": path,
-        "split": judge,
-        "coverage": records.coverage(path, judge),
-        "ema": ema,
-        "examples": examples,
-        "rows": {id: row for row, id in enumerate(ids) if id in shown},
-    }
-    workdir_lib.write(pathlib.Path(workdir), workdir_lib.EVAL, result)
-    return result
 
 
 def export_run(

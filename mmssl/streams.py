@@ -75,18 +75,46 @@ def train_pipeline(experiment: Experiment, pool: DecodePool) -> pipeline.Pipelin
     )
 
 
+class _Some:
+    """At most so many of a source's records, evenly over it."""
+
+    def __init__(self, source: pipeline.Source, most: int) -> None:
+        self._source, self._count = source, min(most, len(source))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> records.Record:
+        return self._source[int(index) * len(self._source) // self._count]
+
+
 def eval_pipeline(
-    experiment: Experiment, pool: DecodePool, *, path: str, split: str
+    experiment: Experiment,
+    pool: DecodePool,
+    *,
+    path: str,
+    split: str,
+    clips: int | None = None,
 ) -> pipeline.Pipeline:
-    """One pass over a split, in order, without augmentation."""
+    """One pass over a split, in order, without augmentation: this process's rows.
+
+    Args:
+      experiment: its data, and `evals`.
+      pool: decodes.
+      path: a dataset.
+      split: of it.
+      clips: that many at most, evenly over the split; None = all.
+    """
     evals = experiment.config["evals"]
+    found = sources.open_dataset(path, split, reads=make_reads(experiment))
     return pipeline.Pipeline(
-        [(sources.open_dataset(path, split, reads=make_reads(experiment)), 1.0)],
+        [(found if clips is None else _Some(found, clips), 1.0)],
         make_view(experiment, pool, train=False, windows=evals.get("windows", 1)),
         batch=mesh_lib.round_up(evals.get("batch", 64), experiment.mesh),
         seed=0,
         train=False,
         threads=experiment.config["data"].get("threads"),
+        shards=mesh_lib.process_rows(experiment.mesh),
         max_fault_fraction=1.0,
     )
 
@@ -105,13 +133,12 @@ def describe(experiment: Experiment) -> dict[str, Any]:
     for path, weight in experiment.datasets:
         metadata = records.read_metadata(path)
         report = json.loads((records.folder(path) / records.REPORT_FILE).read_text())
-        content = json.dumps(metadata["files"], sort_keys=True)
         found.append(
             {
                 "path": path,
                 "weight": weight,
                 "splits": metadata["splits"],
-                "fingerprint": hashlib.sha256(content.encode()).hexdigest(),
+                "fingerprint": fingerprint(path),
                 **{k: report[k] for k in ("used", "faults", "modalities")},
                 "hours": report["duration_seconds"] / 3600,
             }
@@ -120,6 +147,12 @@ def describe(experiment: Experiment) -> dict[str, Any]:
     if experiment.tokenizer_path is not None:
         described["tokenizer"] = tokenizer_hash(experiment)
     return described
+
+
+def fingerprint(path: str) -> str:
+    """SHA-256 of a dataset's content, by the hashes of its files."""
+    content = json.dumps(records.read_metadata(path)["files"], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def tokenizer_hash(experiment: Experiment) -> str | None:

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import mmssl
+from mmssl import checkpoints, evaluate_runs, rng, runs, streams, trees
 from mmssl import config as config_lib
-from mmssl import rng, runs, streams, trees
 from mmssl.data import build, demo, device, tokenizer
 from mmssl.errors import UserError
+from mmssl.evals import compare, retrieval
 from mmssl.experiment import Experiment
 from mmssl.gradients import cotangents as ct
 from mmssl.parallel import mesh as mesh_lib
@@ -185,10 +186,19 @@ def test_a_mistyped_tracker_is_told_in_every_process(load, tmp_path, monkeypatch
 
 
 def test_evaluate_export_load_and_report(trained, tmp_path):
-    result = runs.evaluate_run(str(trained))
+    result = evaluate_runs.evaluate_run(str(trained))
     assert result["step"] == 6
     assert set(result["retrieval"]) >= {"video->audio", "text->video", "audio->text"}
     assert json.loads((trained / "eval.json").read_text()) == result
+    assert result["checkpoint_sha256"] == checkpoints.open_one(trained).content_hash()
+    for name in ("retrieval", "zero_shot", "probe", "knn"):
+        assert result["protocols"][name]["version"] >= 1
+    assert {"top1", "top5"} == set(result["zero_shot"]["video"]["color"]["trained"])
+    outcomes, ids = compare.load((trained / "eval.npz").read_bytes())
+    for pair, cell in result["retrieval"].items():
+        ranks = outcomes[f"retrieval/{pair}"].values
+        assert retrieval.summarise(ranks) == cell["trained"]
+    assert {e["query"] for e in result["examples"]} <= set(ids)
     page = runs.report_run(str(trained)).read_text()
     assert "<html" in page
     assert result["examples"][0]["query"] in page
@@ -213,6 +223,36 @@ def test_an_average_is_exported_before_any_evaluation(trained, tmp_path, monkeyp
     out = tmp_path / "export"
     runs.export_run(str(tmp_path / "w"), str(out), ema=True)
     assert "not evaluated before this export" in (out / "README.md").read_text()
+
+
+def test_evaluations_inside_training_change_nothing(trained, load, tmp_path):
+    judged = tmp_path / "judged"
+    shutil.copytree(trained, judged)
+    shutil.rmtree(judged / "checkpoints" / "6")
+    on = (
+        "--config.evals.every=2",
+        "--config.evals.protocols=['retrieval','knn']",
+        "--config.evals.clips=5",
+        "--config.checkpoint.best={'metric': 'eval/retrieval/video-audio/R1'}",
+    )
+    runs.train(load(*on), str(judged))
+    (want, data), (got, again) = leaves(trained, 6), leaves(judged, 6)
+    assert data == again
+    for name, leaf in want.items():
+        np.testing.assert_array_equal(leaf, got[name], err_msg=name)
+    found = [r for r in rows(judged) if "eval/retrieval/video-audio/R1" in r]
+    assert [r["step"] for r in found] == [4, 6]
+    with Checkpointer(judged / "checkpoints") as checkpointer:
+        ranked = checkpointer.manifest(6)["metrics"]
+    assert ranked["eval/retrieval/video-audio/R1"] == pytest.approx(
+        found[-1]["eval/retrieval/video-audio/R1"]
+    )
+    assert "eval/knn/video/color/accuracy" in found[0]
+    lines = (judged / "events.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines if '"event": "eval"' in line]
+    assert [e["step"] for e in events] == [4, 6]
+    last = json.loads((judged / "metrics.jsonl").read_text().splitlines()[-2])
+    assert last["goodput/eval"] > 0
 
 
 def batch_of(experiment):

@@ -196,7 +196,8 @@ class View:
         Returns:
           The configured ones of `video` [f, h, w, 3] uint8, `audio` [s] float32 and
           `text` [n, t] int32 (zeros where absent); `present` {modality: bool};
-          `example_id` uint32; `info`: id, labels, start (seconds), window, faults
+          `example_id` uint32; `info`: id, labels, classes (those of `meta`, where
+          a clip has several), start (seconds), window, faults
           (fault classes met), texts (the candidates).
         """
         if self.train and rng is None:
@@ -228,6 +229,7 @@ class View:
         example["info"] = {
             "id": record.id,
             "labels": dict(record.labels),
+            "classes": _classes(record.meta.get("classes")),
             "start": start,
             "window": window,
             "faults": faults,
@@ -343,3 +345,9 @@ def _extent(probe: Mapping[str, Any]) -> tuple[float, float]:
     low = max((0.0, *(span[0] for span in spans)))
     high = min((probe.get("duration", 0.0), *(span[1] for span in spans)))
     return (low, high) if low < high else (0.0, probe.get("duration", 0.0))
+
+
+def _classes(value: Any) -> tuple[str, ...]:
+    """`meta` is the user's: what is no list of names says nothing of classes."""
+    named = isinstance(value, list) and all(isinstance(name, str) for name in value)
+    return tuple(value) if named else ()

@@ -14,7 +14,8 @@ Spaces = Mapping[str, Mapping[str, Any]]
 
 
 class HostBatch(Protocol):
-    """Numpy media, and per real row {"id": str, "labels": {column: str}, ...}."""
+    """Numpy media, and per real row {"id": str, "labels": {column: str}, ...}; the
+    `classes` of a row are those it has of several."""
 
     @property
     def raw(self) -> RawBatch:
@@ -39,6 +40,7 @@ class Embeddings:
       labels: column -> [N] str, "" where the clip has no such label.
       texts: per clip the token rows of its candidates; equal entries are texts the
         model cannot tell apart.
+      classes: per clip the classes it has of several; () where no clip has any.
     """
 
     ids: tuple[str, ...]
@@ -47,6 +49,7 @@ class Embeddings:
     spaces: dict[str, dict[str, np.ndarray]]
     labels: dict[str, np.ndarray]
     texts: tuple[frozenset[bytes], ...]
+    classes: tuple[frozenset[str], ...] = ()
 
     def rows(self, modality: str) -> np.ndarray:
         """[N] bool: the clip has the modality, or any candidate of it."""
@@ -68,7 +71,10 @@ its own parameters and jit."""
 
 
 def embed(
-    batches: Iterable[HostBatch], embed_fns: Mapping[str, EmbedFn]
+    batches: Iterable[HostBatch],
+    embed_fns: Mapping[str, EmbedFn],
+    *,
+    whole: Callable[[HostBatch], HostBatch] = lambda batch: batch,
 ) -> dict[str, Embeddings]:
     """Embeds every batch by every function; rows of one id are one clip's windows.
 
@@ -78,8 +84,10 @@ def embed(
     is read once, and no more than a batch of it is held.
 
     Args:
-      batches: one pass over a split, in order.
-      embed_fns: name -> function.
+      batches: one pass over a split, in order; where there are several processes,
+        this one's rows.
+      embed_fns: name -> function, which gives the rows of all processes.
+      whole: a batch with the ids, labels, texts and masks of all processes' rows.
 
     Returns:
       name -> embeddings of the same clips in the same order.
@@ -89,8 +97,9 @@ def embed(
     """
     clips: dict[str, dict[str, _Clip]] = {name: {} for name in embed_fns}
     for batch in batches:
+        facts = whole(batch)
         for name, embed_fn in embed_fns.items():
-            _collect(clips[name], batch, *embed_fn(batch.raw))
+            _collect(clips[name], facts, *embed_fn(batch.raw))
     if not all(clips.values()):
         raise UserError("eval: the split has no clips to embed; check the split's name")
     return {name: _assemble(found) for name, found in clips.items()}
@@ -108,7 +117,10 @@ def _collect(
             tables[m, space] = np.asarray(x, np.float32)
     tokens = np.asarray(raw.media["text"]) if "text" in raw.media else None
     for i, entry in enumerate(batch.info):
-        clip = clips.setdefault(entry["id"], _Clip(labels=dict(entry["labels"])))
+        clip = clips.setdefault(
+            entry["id"],
+            _Clip(dict(entry["labels"]), frozenset(entry.get("classes", ()))),
+        )
         for m in pooled:
             if not np.asarray(raw.present[m])[i]:
                 continue
@@ -128,6 +140,7 @@ def _collect(
 @dataclasses.dataclass
 class _Clip:
     labels: dict[str, str]
+    classes: frozenset[str] = frozenset()
     sums: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
     windows: dict[str, int] = dataclasses.field(default_factory=dict)
     texts: dict[bytes, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
@@ -191,6 +204,7 @@ def _assemble(clips: Mapping[str, _Clip]) -> Embeddings:
             for column in columns
         },
         texts=tuple(frozenset(clip.texts) for clip in clips.values()),
+        classes=tuple(clip.classes for clip in clips.values()),
     )
 
 

@@ -1,24 +1,271 @@
-"""The whole evaluation of a run: trained, beside random initialisation and chance."""
+"""The whole evaluation of a run: trained, beside random initialisation and chance.
+
+Protocols are fixed here. Whoever changes what one computes raises its version: results
+of different versions are not compared.
+"""
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
-from mmssl.evals.embeddings import Embeddings
+from mmssl.errors import UserError, nearest
+from mmssl.evals import classify, low_rank, probe, retrieval, zero_shot
+from mmssl.evals.classify import Arm, Arms, Outcome, SkippedError
 from mmssl.evals.knn import knn
-from mmssl.evals.probe import probe
-from mmssl.evals.retrieval import retrieval
+
+Found = tuple[dict[str, Any], dict[str, Outcome]]
+"""A section of the result, and outcomes by case."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Arm:
-    """One model's embeddings: classifiers learn from `train`, `test` judges all."""
+class Options:
+    """What protocols may be told; the result says it.
 
-    train: Embeddings
-    test: Embeddings
+    Attributes:
+      knn_k: neighbours.
+      knn_temperature: of their votes.
+      prompts: templates of zero-shot classification, `{}` = the class.
+      shares: of the labels, for label-fraction curves.
+      seeds: of those curves.
+      epochs: of the low-rank head.
+    """
+
+    knn_k: int = 20
+    knn_temperature: float = 0.07
+    prompts: tuple[str, ...] = ("{}",)
+    shares: tuple[float, ...] = (0.01, 0.1, 1.0)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    epochs: int = low_rank.EPOCHS
+
+    def __post_init__(self) -> None:
+        if self.knn_k < 1:
+            raise ValueError(f"knn_k: must be at least 1, found {self.knn_k}")
+        for template in self.prompts:
+            if template.count("{}") != 1 or template.count("{") != 1:
+                raise ValueError(
+                    f"prompts: expected templates with one {{}}, found {template!r}"
+                )
+        if not self.prompts:
+            raise ValueError("prompts: expected at least one, like '{}'")
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """One way to judge embeddings.
+
+    Attributes:
+      version: of what it computes.
+      run: arms and options -> what it found.
+      facts: options that it reads, and what else is fixed.
+      learns: whether it needs the embeddings of a training split.
+      prompts: whether it needs those of class prompts.
+    """
+
+    version: int
+    run: Callable[[Arms, Options], Found]
+    facts: Callable[[Options], dict[str, Any]]
+    learns: bool = True
+    prompts: bool = False
+
+
+def _retrieval(arms: Arms, _: Options) -> Found:
+    found = {name: retrieval.retrieval(arm.test) for name, arm in arms.items()}
+    cells, outcomes = {}, {}
+    for pair, ours in found["trained"].items():
+        cells[pair] = {
+            **{name: of[pair].scores for name, of in found.items()},
+            "chance": ours.chance,
+            "n": len(ours.rank),
+            "space": ours.pair.space,
+        }
+        outcomes[pair] = Outcome(ours.pair.clips, ours.rank)
+    return cells, outcomes
+
+
+def _each(method: Callable[[Options], classify.Method], choice: str = "") -> Any:
+    """One classifier for every modality and label column."""
+
+    def run(arms: Arms, options: Options) -> Found:
+        cells: dict[str, Any] = {}
+        outcomes: dict[str, Outcome] = {}
+        for m, column in classify.columns(arms["trained"]):
+            try:
+                cell, outcomes[f"{m} {column}"] = classify.single(
+                    arms, m, column, method(options), choice
+                )
+            except SkippedError as reason:
+                cell = {"skipped": str(reason)}
+            cells.setdefault(m, {})[column] = cell
+        return cells, outcomes
+
+    return run
+
+
+def _by_knn(options: Options) -> classify.Method:
+    def method(x: Any, y: Any, test: Any) -> Any:
+        k = min(options.knn_k, len(x))
+        return knn(x, y, test, k=k, temperature=options.knn_temperature), k
+
+    return method
+
+
+def _by_probe(kind: str) -> Callable[[Options], classify.Method]:
+    return lambda _: lambda x, y, test: probe.probe(x, y, test, kind=kind)
+
+
+def _by_low_rank(options: Options) -> classify.Method:
+    return lambda x, y, test: (
+        low_rank.low_rank(x, y, test, epochs=options.epochs),
+        None,
+    )
+
+
+def _fractions(arms: Arms, options: Options) -> Found:
+    cells: dict[str, Any] = {}
+    for m, column in classify.columns(arms["trained"]):
+        try:
+            cell = classify.fractions(
+                arms,
+                m,
+                column,
+                _by_probe("logistic")(options),
+                shares=options.shares,
+                seeds=options.seeds,
+            )
+        except SkippedError as reason:
+            cell = {"skipped": str(reason)}
+        cells.setdefault(m, {})[column] = cell
+    return cells, {}
+
+
+def _multilabel(arms: Arms, _: Options) -> Found:
+    cells: dict[str, Any] = {}
+    one = arms["trained"]
+    assert one.train is not None
+    for m in sorted(set(one.test.pooled) & set(one.train.pooled)):
+        try:
+            cells[m] = classify.multi(arms, m)
+        except SkippedError as reason:
+            cells[m] = {"skipped": str(reason)}
+    return cells, {}
+
+
+def _zero_shot(arms: Arms, _: Options) -> Found:
+    cells: dict[str, Any] = {}
+    outcomes: dict[str, Outcome] = {}
+    for m in sorted({*arms["trained"].test.pooled} - {"text"}):
+        for column in sorted(arms["trained"].prompts):
+            try:
+                cell, outcomes[f"{m} {column}"] = zero_shot.zero_shot(arms, m, column)
+            except SkippedError as reason:
+                cell = {"skipped": str(reason)}
+            cells.setdefault(m, {})[column] = cell
+    return cells, outcomes
+
+
+def _of_probe(_: Options) -> dict[str, Any]:
+    return {"grid": list(probe.GRID), "seed": 0}
+
+
+PROTOCOLS: dict[str, Protocol] = {
+    "retrieval": Protocol(1, _retrieval, lambda _: {}, learns=False),
+    "zero_shot": Protocol(
+        1, _zero_shot, lambda o: {"prompts": [*o.prompts]}, learns=False, prompts=True
+    ),
+    "probe": Protocol(1, _each(_by_probe("logistic"), "C"), _of_probe),
+    "knn": Protocol(
+        1,
+        _each(_by_knn, "k"),
+        lambda o: {"k": o.knn_k, "temperature": o.knn_temperature},
+    ),
+    "svm": Protocol(1, _each(_by_probe("svm"), "C"), _of_probe),
+    "low_rank": Protocol(
+        1, _each(_by_low_rank), lambda o: {"epochs": o.epochs, "seed": 0}
+    ),
+    "fractions": Protocol(
+        1,
+        _fractions,
+        lambda o: {"shares": [*o.shares], "seeds": [*o.seeds], **_of_probe(o)},
+    ),
+    "multilabel": Protocol(1, _multilabel, _of_probe),
+}
+"""By name, in the order of the tables."""
+
+DEFAULT = ("retrieval", "zero_shot", "probe", "knn", "multilabel")
+"""What `mmssl eval` runs where it is told nothing: all that takes no long."""
+
+
+def check_protocols(names: Iterable[str], where: str) -> tuple[str, ...]:
+    """The names, in the order of `PROTOCOLS`.
+
+    Raises:
+      UserError: there is no such protocol, or none is named.
+    """
+    wanted = set(names)
+    for name in wanted:
+        if name not in PROTOCOLS:
+            raise UserError(
+                f"{where}: unknown protocol {name!r}{nearest(name, PROTOCOLS)}; "
+                f"known: {', '.join(PROTOCOLS)}"
+            )
+    if not wanted:
+        raise UserError(f"{where}: name at least one of {', '.join(PROTOCOLS)}")
+    return tuple(name for name in PROTOCOLS if name in wanted)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+      sections: JSON-able: protocol -> its cells, nested by case. A cell is {"trained":
+        {metric: value}, "random": {...}, "chance": {...}, "n": clips, ...} or
+        {"skipped": reason}.
+      protocols: name -> {"version", what it was told}.
+      outcomes: `probe/video digit` -> what became of each clip; for `compare`.
+    """
+
+    sections: dict[str, Any]
+    protocols: dict[str, dict[str, Any]]
+    outcomes: dict[str, Outcome]
+
+
+def evaluate(
+    trained: Arm,
+    random: Arm | None = None,
+    *,
+    protocols: Iterable[str] = DEFAULT,
+    options: Options | None = None,
+) -> Evaluation:
+    """Runs protocols on embeddings.
+
+    Args:
+      trained: of the checkpoint.
+      random: of the same model at its initialisation, on the same clips; None = no such
+        numbers.
+      protocols: names of `PROTOCOLS`.
+      options: of the protocols.
+
+    Raises:
+      ValueError: the two arms hold different clips.
+    """
+    arms = {"trained": trained} | ({"random": random} if random else {})
+    for name in ("train", "test"):
+        ids = [part.ids if (part := getattr(a, name)) else () for a in arms.values()]
+        if ids[0] != ids[-1]:
+            raise ValueError(f"evaluate: the arms differ in the clips of {name!r}")
+    options = options or Options()
+    found = Evaluation({}, {}, {})
+    for name in check_protocols(protocols, "evaluate"):
+        protocol = PROTOCOLS[name]
+        cells, outcomes = protocol.run(arms, options)
+        found.sections[name] = cells
+        told = {"version": protocol.version, **protocol.facts(options)}
+        found.protocols[name] = told
+        found.outcomes.update({f"{name}/{case}": o for case, o in outcomes.items()})
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,126 +281,54 @@ class Row:
     n: int
 
 
-def evaluate(
-    trained: Arm, random: Arm, *, knn_k: int = 20, knn_temperature: float = 0.07
-) -> dict[str, Any]:
-    """Retrieval on the test split; kNN and linear probe per modality and label column.
-
-    Args:
-      trained: of the checkpoint.
-      random: of the same model at its initialisation, on the same clips.
-      knn_k, knn_temperature: see `knn`.
-
-    Returns:
-      A JSON-able dict:
-      {"retrieval": {"video->audio": {"trained": {"R@1", "R@5", "R@10", "median_rank",
-      "mrr"}, "random": {...}, "chance": {...}, "n": clips, "space": name}},
-      "probe": {modality: {column: {"trained": {"accuracy"}, "random": {...}, "chance":
-      {...}, "n": test clips, "n_train", "classes", "unseen", "C": [trained, random]} or
-      {"skipped": reason}}}, "knn": likewise with "k" for "C"}.
-      Chance of a classifier is the share of the test split's most frequent class.
-
-    Raises:
-      ValueError: the two arms hold different clips.
-    """
-    for name in ("train", "test"):
-        if getattr(trained, name).ids != getattr(random, name).ids:
-            raise ValueError(f"evaluate: the arms differ in the clips of {name!r}")
-    ours, theirs = retrieval(trained.test), retrieval(random.test)
-    pairs = {
-        pair: {
-            "trained": found["scores"],
-            "random": theirs[pair]["scores"],
-            "chance": found["chance"],
-            "n": found["n"],
-            "space": found["space"],
-        }
-        for pair, found in ours.items()
-    }
-
-    def by_probe(x: np.ndarray, y: np.ndarray, test: np.ndarray) -> tuple:
-        return probe(x, y, test)
-
-    def by_knn(x: np.ndarray, y: np.ndarray, test: np.ndarray) -> tuple:
-        k = min(knn_k, len(x))
-        return knn(x, y, test, k=k, temperature=knn_temperature), k
-
-    out: dict[str, Any] = {"retrieval": pairs, "probe": {}, "knn": {}}
-    for m in sorted(set(trained.test.pooled) & set(trained.train.pooled)):
-        for column in sorted(set(trained.test.labels) & set(trained.train.labels)):
-            for section, method, choice in (
-                ("probe", by_probe, "C"),
-                ("knn", by_knn, "k"),
-            ):
-                cell = _classify(trained, random, m, column, method, choice)
-                out[section].setdefault(m, {})[column] = cell
-    return out
-
-
-def _classify(
-    trained: Arm,
-    random: Arm,
-    modality: str,
-    column: str,
-    method: Callable[..., tuple[np.ndarray, float]],
-    choice: str,
-) -> dict[str, Any]:
-    both = len(set(trained.train.ids) & set(trained.test.ids))
-    if both:
-        return {"skipped": f"{both} clips of the judged split are in training as well"}
-    train_labels = trained.train.labels[column]
-    test_labels = trained.test.labels[column]
-    fit = trained.train.rows(modality) & (train_labels != "")
-    judge = trained.test.rows(modality) & (test_labels != "")
-    y, truth = train_labels[fit], test_labels[judge]
-    classes, counts = np.unique(y, return_counts=True)
-    if not len(truth):
-        return {"skipped": f"no test clip has both {modality} and a {column!r} label"}
-    if len(classes) < 2:
-        return {"skipped": f"{len(classes)} class in training, at least 2 needed"}
-    if counts.max() < 2:
-        return {"skipped": "every training clip has a class of its own"}
-    known = np.isin(truth, classes)
-    if not known.any():
-        return {"skipped": "no class of the test split occurs in training"}
-    accuracy, chosen = {}, []
-    for name, arm in (("trained", trained), ("random", random)):
-        predicted, value = method(
-            arm.train.features(modality)[fit], y, arm.test.features(modality)[judge]
-        )
-        # A test clip of a class never seen in training counts as wrong.
-        accuracy[name] = {"accuracy": float((predicted == truth).mean())}
-        chosen.append(value)
-    _, share = np.unique(truth, return_counts=True)
-    return {
-        **accuracy,
-        "chance": {"accuracy": float(share.max() / len(truth))},
-        "n": len(truth),
-        "n_train": len(y),
-        "classes": len(classes),
-        "unseen": int((~known).sum()),
-        choice: chosen,
-    }
-
-
 def table_rows(result: Mapping[str, Any]) -> list[Row]:
-    """The numbers of `evaluate` as rows, retrieval first; without skipped cells."""
-    rows = []
-    cells = [("retrieval", pair, cell) for pair, cell in result["retrieval"].items()]
-    for section in ("probe", "knn"):
-        for m, columns in result[section].items():
-            cells += [(section, f"{m} {name}", cell) for name, cell in columns.items()]
-    for section, case, cell in cells:
-        for metric, value in cell.get("trained", {}).items():
-            rows.append(
-                Row(
-                    section=section,
-                    case=case,
-                    metric=metric,
-                    trained=value,
-                    random=cell["random"].get(metric, math.nan),
-                    chance=cell["chance"].get(metric, math.nan),
-                    n=cell["n"],
-                )
-            )
-    return rows
+    """The numbers of an evaluation's sections as rows; without skipped cells."""
+    return [
+        Row(
+            section=section,
+            case=case,
+            metric=metric,
+            trained=value,
+            random=cell.get("random", {}).get(metric, math.nan),
+            chance=cell["chance"].get(metric, math.nan),
+            n=cell["n"],
+        )
+        for section in PROTOCOLS
+        for case, cell in _cells(result.get(section, {}))
+        for metric, value in cell["trained"].items()
+    ]
+
+
+def metrics(sections: Mapping[str, Any]) -> dict[str, float]:
+    """The trained arm's numbers for a log: `eval/retrieval/video-audio/R1`.
+
+    Of letters, digits, `_`, `-`, `.` and `/` alone, which every tracker takes.
+    """
+    names = {
+        f"eval/{row.section}/{row.case}/{row.metric}": row.trained
+        for row in table_rows(sections)
+    }
+    plain = {"->": "-", " ": "/", "@": "", "%": "pct"}
+    for old, new in plain.items():
+        names = {name.replace(old, new): value for name, value in names.items()}
+    return {re.sub(r"[^\w./-]", "_", name): value for name, value in names.items()}
+
+
+def summary(sections: Mapping[str, Any]) -> str:
+    """A line: the mean over the cases of each section's first metric."""
+    rows, said = table_rows(sections), []
+    for section in dict.fromkeys(row.section for row in rows):
+        mine = [row for row in rows if row.section == section]
+        found = [row.trained for row in mine if row.metric == mine[0].metric]
+        mean = 100 * sum(found) / len(found)
+        said.append(f"{section} {mine[0].metric} {mean:.1f}% (mean of {len(found)})")
+    return ", ".join(said) or "nothing to judge"
+
+
+def _cells(value: Any, path: tuple[str, ...] = ()) -> Iterable[tuple[str, Any]]:
+    """(case, cell) of a section, however deep."""
+    if "trained" in value:
+        yield " ".join(path), value
+    elif "skipped" not in value:
+        for key, inner in value.items():
+            yield from _cells(inner, (*path, key))

@@ -7,53 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from mmssl.evals import ranking
 from mmssl.evals.embeddings import Embeddings
 
 CUTS = (1, 5, 10)
-
-
-def similarity(
-    a: np.ndarray, a_mask: np.ndarray, b: np.ndarray, b_mask: np.ndarray
-) -> np.ndarray:
-    """Cosine of normalised rows; with candidates the best pair of valid ones counts.
-
-    Args:
-      a: [N, e] or [N, n, e].
-      a_mask: [N] or [N, n] bool.
-      b, b_mask: likewise, M rows.
-
-    Returns:
-      [N, M] float32, -inf where a side has nothing valid.
-    """
-    if a.ndim == 2:
-        a, a_mask = a[:, None], a_mask[:, None]
-    if b.ndim == 2:
-        b, b_mask = b[:, None], b_mask[:, None]
-    best = np.full((len(a), len(b)), -np.inf, np.float32)
-    for i, j in itertools.product(range(a.shape[1]), range(b.shape[1])):
-        valid = a_mask[:, i, None] & b_mask[None, :, j]
-        best = np.maximum(best, np.where(valid, a[:, i] @ b[:, j].T, -np.inf))
-    return best
-
-
-def ranks(scores: np.ndarray, relevant: np.ndarray) -> np.ndarray:
-    """Rank (from 1) of each query's best relevant item among the irrelevant ones.
-
-    Ties are pessimistic: an irrelevant item with an equal score comes first, and so
-    does anything that cannot be compared (NaN), so a collapsed or broken model never
-    looks good.
-
-    Args:
-      scores: [N, M] float.
-      relevant: [N, M] bool, at least one True per row.
-
-    Returns:
-      [N] int64, between 1 and M - (number of relevant items) + 1.
-    """
-    if not relevant.any(1).all():
-        raise ValueError("ranks: a query has no relevant item")
-    best = np.where(relevant, scores, -np.inf).max(1, keepdims=True)
-    return 1 + (~relevant & ~(scores < best)).sum(1)
 
 
 def summarise(rank: np.ndarray) -> dict[str, float]:
@@ -99,35 +56,46 @@ def space_of(
     return min(found, key=lambda name: (len(spaces[name]), name), default=None)
 
 
-def relevance(texts: Sequence[frozenset[bytes]]) -> np.ndarray:
-    """[N, N] bool: the same clip, or clips that share a text."""
-    out = np.eye(len(texts), dtype=bool)
+def shared_texts(texts: Sequence[frozenset[bytes]]) -> np.ndarray:
+    """[N, s] int32: a number for each text that several clips have; -1 = no more."""
     holders: dict[bytes, list[int]] = {}
     for i, found in enumerate(texts):
-        for text in found:
+        for text in sorted(found):
             holders.setdefault(text, []).append(i)
-    for rows in holders.values():
-        out[np.ix_(rows, rows)] = True
+    several = [rows for rows in holders.values() if len(rows) > 1]
+    own: list[list[int]] = [[] for _ in texts]
+    for number, rows in enumerate(several):
+        for i in rows:
+            own[i].append(number)
+    out = np.full((len(own), max(map(len, own), default=0)), -1, np.int32)
+    for row, numbers in zip(out, own, strict=True):
+        row[: len(numbers)] = numbers
     return out
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """One ordered pair of modalities: queries and gallery are the same clips.
+    """One ordered pair of modalities: queries and gallery are the same N clips.
 
     Attributes:
       name: `video->audio`.
       space: where they are compared.
       clips: [N] indices of the clips that have both modalities.
-      scores: [N, N] similarity of query and item.
-      relevant: [N, N] bool.
+      queries, gallery: see `ranking.Rows`.
+      shared: [N, s], see `shared_texts`; s = 0 where text takes no part.
     """
 
     name: str
     space: str
     clips: np.ndarray
-    scores: np.ndarray
-    relevant: np.ndarray
+    queries: ranking.Rows
+    gallery: ranking.Rows
+    shared: np.ndarray
+
+    def right(self, query: int, item: int) -> bool:
+        """Whether the item is a right answer to the query."""
+        one, other = ({*row[row >= 0]} for row in self.shared[[query, item]])
+        return bool(query == item or one & other)
 
 
 def pairs(embeddings: Embeddings) -> Iterator[Pair]:
@@ -143,44 +111,62 @@ def pairs(embeddings: Embeddings) -> Iterator[Pair]:
         if space is None or not both.any():
             continue
         members, clips = embeddings.spaces[space], np.flatnonzero(both)
-        if "text" in (one, other):
-            relevant = relevance([embeddings.texts[i] for i in clips])
-        else:
-            relevant = np.eye(len(clips), dtype=bool)
-        scores = similarity(
-            members[one][both],
-            embeddings.present[one][both],
-            members[other][both],
-            embeddings.present[other][both],
+        texts = "text" in (one, other)
+        yield Pair(
+            name=f"{one}->{other}",
+            space=space,
+            clips=clips,
+            queries=(members[one][both], embeddings.present[one][both]),
+            gallery=(members[other][both], embeddings.present[other][both]),
+            shared=shared_texts(
+                [embeddings.texts[i] if texts else frozenset() for i in clips]
+            ),
         )
-        yield Pair(f"{one}->{other}", space, clips, scores, relevant)
 
 
-def retrieval(embeddings: Embeddings) -> dict[str, dict]:
-    """The scores of all `pairs`.
+@dataclasses.dataclass(frozen=True)
+class Ranked:
+    """Retrieval of one pair.
 
-    Returns:
-      `video->audio` -> {"scores": `summarise`, "chance": `chance`, "n": clips,
-      "space": name}. Pairs without a clip that has both are left out.
+    Attributes:
+      pair: the two sides.
+      rank: [N], see `ranking.ranks`.
+      right: [N] right items of each query.
     """
+
+    pair: Pair
+    rank: np.ndarray
+    right: np.ndarray
+
+    @property
+    def scores(self) -> dict[str, float]:
+        return summarise(self.rank)
+
+    @property
+    def chance(self) -> dict[str, float]:
+        return chance(self.right, len(self.rank))
+
+
+def retrieval(embeddings: Embeddings) -> dict[str, Ranked]:
+    """All `pairs` by name, ranked; those without a clip that has both are left out."""
     return {
-        pair.name: {
-            "scores": summarise(ranks(pair.scores, pair.relevant)),
-            "chance": chance(pair.relevant.sum(1), len(pair.clips)),
-            "n": len(pair.clips),
-            "space": pair.space,
-        }
+        pair.name: Ranked(pair, *ranking.ranks(pair.queries, pair.gallery, pair.shared))
         for pair in pairs(embeddings)
     }
 
 
 def examples(
-    embeddings: Embeddings, *, queries: int = 4, results: int = 5
+    embeddings: Embeddings,
+    ranks: Mapping[str, np.ndarray],
+    *,
+    queries: int = 4,
+    results: int = 5,
 ) -> list[dict[str, Any]]:
     """Ranked lists to look at: from the best query to the worst, evenly by rank.
 
     Args:
       embeddings: of the evaluated split.
+      ranks: of each query, by pair; pairs that are not there are left out.
       queries: per ordered pair.
       results: items listed per query.
 
@@ -190,25 +176,28 @@ def examples(
     """
     out = []
     for pair in pairs(embeddings):
-        rank = ranks(pair.scores, pair.relevant)
+        if pair.name not in ranks:
+            continue
+        rank, ids = ranks[pair.name], embeddings.ids
         by_rank = np.argsort(rank, kind="stable")
         chosen = np.linspace(0, len(rank) - 1, min(queries, len(rank))).round()
-        for query in by_rank[chosen.astype(int)]:
-            best = np.argsort(-pair.scores[query], kind="stable")[:results]
-            found = [
-                {
-                    "id": embeddings.ids[pair.clips[item]],
-                    "score": float(pair.scores[query, item]),
-                    "correct": bool(pair.relevant[query, item]),
-                }
-                for item in best
-            ]
+        chosen = by_rank[chosen.astype(int)]
+        rows = pair.queries[0][chosen], pair.queries[1][chosen]
+        scores, items = ranking.nearest(rows, pair.gallery, results)
+        for query, values, best in zip(chosen, scores, items, strict=True):
             out.append(
                 {
                     "direction": pair.name,
-                    "query": embeddings.ids[pair.clips[query]],
+                    "query": ids[pair.clips[query]],
                     "rank": int(rank[query]),
-                    "results": found,
+                    "results": [
+                        {
+                            "id": ids[pair.clips[item]],
+                            "score": float(value),
+                            "correct": pair.right(query, item),
+                        }
+                        for value, item in zip(values, best, strict=True)
+                    ],
                 }
             )
     return out

@@ -14,8 +14,9 @@ from typing import Any
 PARTS = ("init", "compile", "data", "step", "checkpoint", "eval", "lost")
 """init: from the start of a session to its first batch, restoring included. compile:
 the first step's dispatch. data: waiting for batches. checkpoint: what saving holds up;
-the rest of it runs beside the steps. eval: hooks. step: everything else. lost: of
-former sessions, what came after the checkpoint that was gone back to."""
+the rest of it runs beside the steps. eval: evaluation inside training, and other hooks.
+step: everything else. lost: of former sessions, what came after the checkpoint that was
+gone back to."""
 
 _ENDINGS = ("end", "interrupted")
 

@@ -1,4 +1,4 @@
-"""What else runs between steps: evaluation, profiles, copies."""
+"""What else runs between steps: evaluation."""
 
 import dataclasses
 from collections.abc import Callable, Mapping

@@ -151,7 +151,7 @@ def train(
         its batch.
       log_every: steps between rows.
       max_nonfinite: steps in a row without a finite loss and gradient that end the run.
-      hooks: run between steps; their metrics are written.
+      hooks: run between steps, but not once a signal came; their metrics are written.
       goodput: the clock of the whole session, begun before this call; None = begun now.
       work: of a step, for tokens per second and utilisation.
       profile: of some of the steps.
@@ -226,7 +226,9 @@ def train(
                 if told := profile.after(step, state):
                     progress.note(told)
                 interrupted = preemption.requested(step)
-                due = [hook for hook in hooks if hook.due(step, total=steps)]
+                # Who was told to stop saves, and does nothing else.
+                wanted = () if interrupted else hooks
+                due = [hook for hook in wanted if hook.due(step, total=steps)]
                 save = step == steps or interrupted or checkpointer.due(step)
                 if due or save:
                     recorder.settle()

@@ -243,8 +243,9 @@ class Recorder:
             self._unranked_told = True
             self._warn(
                 f"checkpoint {step} is not ranked: checkpoint.best.metric {best!r} was "
-                f"not measured{nearest(best, metrics)}. A hook's metric counts only "
-                "where the hook runs at the step of a checkpoint",
+                f"not measured{nearest(best, metrics)}. An evaluation's metric counts "
+                "only where it runs at the step of a checkpoint: make evals.every a "
+                "divisor of checkpoint.every",
                 step=step,
             )
         return metrics

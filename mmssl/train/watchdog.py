@@ -43,7 +43,7 @@ class Watchdog:
       data: to wait for a batch.
       step: to take a step.
       checkpoint: to save.
-      eval: for hooks, if `loop.train` is given any. Any limit 0: for ever.
+      eval: for an evaluation inside training. Any limit 0: for ever.
       heartbeat: between signs of life.
       settle: waits for a save under way; called when the block ends, still under watch,
         but not where a lost process is to blame.

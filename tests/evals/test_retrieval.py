@@ -10,36 +10,18 @@ from mmssl.evals.embeddings import Embeddings, normalised
 from mmssl.evals.retrieval import (
     chance,
     examples,
-    pairs,
-    ranks,
-    relevance,
     retrieval,
-    similarity,
+    shared_texts,
     space_of,
     summarise,
 )
+from tests.evals import dense
+
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 def unit(rng, *shape):
     return normalised(rng.standard_normal(shape)).astype(np.float32)
-
-
-def test_ranks_equal_a_loop_with_ties():
-    rng = np.random.default_rng(0)
-    scores = rng.integers(0, 4, (30, 12)).astype(np.float32)
-    relevant = rng.random((30, 12)) < 0.2
-    relevant[:, 0] = True
-    for row, found, right in zip(scores, ranks(scores, relevant), relevant):
-        best = max(row[right])
-        assert found == 1 + sum(s >= best for s, r in zip(row, right) if not r)
-
-
-def test_collapsed_and_broken_scores_rank_last():
-    eye = np.eye(5, dtype=bool)
-    assert (ranks(np.ones((5, 5)), eye) == 5).all()
-    assert (ranks(np.full((5, 5), np.nan), eye) == 5).all()
-    with pytest.raises(ValueError, match="no relevant"):
-        ranks(np.ones((2, 2)), np.zeros((2, 2), bool))
 
 
 def test_summary_of_known_ranks():
@@ -74,23 +56,6 @@ def test_chance_of_one_right_answer(gallery):
     assert found["mrr"] == pytest.approx(float(harmonic / gallery))
 
 
-def test_similarity_takes_the_best_valid_candidate():
-    rng = np.random.default_rng(1)
-    a, b = unit(rng, 6, 4), unit(rng, 5, 3, 4)
-    a_mask, b_mask = rng.random(6) < 0.7, rng.random((5, 3)) < 0.6
-    a_mask[0], a_mask[1], b_mask[2] = True, False, False
-    found = similarity(a, a_mask, b, b_mask)
-    for i, j in itertools.product(range(6), range(5)):
-        valid = [
-            float(np.dot(a[i].astype(np.float64), b[j, l]))
-            for l in range(3)
-            if a_mask[i] and b_mask[j, l]
-        ]
-        expected = max(valid, default=-np.inf)
-        np.testing.assert_allclose(found[i, j], expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(similarity(b, b_mask, a, a_mask), found.T)
-
-
 def test_the_smallest_shared_space_is_used():
     z = np.zeros((1, 2))
     spaces = {
@@ -102,11 +67,15 @@ def test_the_smallest_shared_space_is_used():
     assert space_of({"va": spaces["va"]}, "text", "audio") is None
 
 
-def test_relevance_is_sharing_a_text():
+def test_shared_texts_are_numbered():
     texts = [frozenset(t) for t in ([b"a"], [b"b", b"c"], [b"a", b"c"], [])]
+    found = shared_texts(texts)
+    assert found.shape == (4, 2)  # "b" has one holder
     np.testing.assert_array_equal(
-        relevance(texts), [[1, 0, 1, 0], [0, 1, 1, 0], [1, 1, 1, 0], [0, 0, 0, 1]]
+        dense.relevance(found),
+        [[1, 0, 1, 0], [0, 1, 1, 0], [1, 1, 1, 0], [0, 0, 0, 1]],
     )
+    assert shared_texts([frozenset()] * 3).shape == (3, 0)
 
 
 def embeddings(video, text, *, present=None, texts=None):
@@ -128,23 +97,23 @@ def test_perfect_embeddings_and_rows_without_video():
     found = retrieval(embeddings(x, x[:, None], present=present))
     assert set(found) == {"video->text", "text->video"}
     for cell in found.values():
-        assert cell["n"] == 4
-        assert cell["space"] == "vt"
-        assert cell["scores"]["R@1"] == 1
-        assert cell["scores"]["median_rank"] == 1
-        assert cell["chance"]["R@1"] == 0.25
+        assert len(cell.rank) == 4
+        assert cell.pair.space == "vt"
+        assert cell.scores["R@1"] == 1
+        assert cell.scores["median_rank"] == 1
+        assert cell.chance["R@1"] == 0.25
 
 
 def test_duplicate_texts_do_not_punish():
     x = np.eye(4, dtype=np.float32)
     text = x[[0, 0, 2, 3], None]
     apart = retrieval(embeddings(x, text))["video->text"]
-    assert apart["scores"]["R@1"] == 0.5
+    assert apart.scores["R@1"] == 0.5
     same = tuple(frozenset([t]) for t in (b"x", b"x", b"y", b"z"))
     found = retrieval(embeddings(x, text, texts=same))["video->text"]
-    assert found["scores"]["R@1"] == 0.75
-    assert found["chance"]["R@1"] == pytest.approx((2 / 4 + 2 / 4 + 1 / 4 + 1 / 4) / 4)
-    assert retrieval(embeddings(x, text, texts=same))["text->video"]["scores"][
+    assert found.scores["R@1"] == 0.75
+    assert found.chance["R@1"] == pytest.approx((2 / 4 + 2 / 4 + 1 / 4 + 1 / 4) / 4)
+    assert retrieval(embeddings(x, text, texts=same))["text->video"].scores[
         "R@1"
     ] == pytest.approx(1)
 
@@ -153,17 +122,16 @@ def test_random_embeddings_are_at_chance():
     rng = np.random.default_rng(2)
     found = retrieval(embeddings(unit(rng, 500, 16), unit(rng, 500, 3, 16)))
     for cell in found.values():
-        assert cell["scores"]["mrr"] == pytest.approx(cell["chance"]["mrr"], abs=0.01)
-        assert abs(cell["scores"]["median_rank"] - 250.5) < 40
+        assert cell.scores["mrr"] == pytest.approx(cell.chance["mrr"], abs=0.01)
+        assert abs(cell.scores["median_rank"] - 250.5) < 40
 
 
 def test_examples_go_from_the_best_query_to_the_worst():
     rng = np.random.default_rng(3)
     found = embeddings(unit(rng, 20, 4), unit(rng, 20, 2, 4))
-    listed = [e for e in examples(found) if e["direction"] == "video->text"]
+    everyone = retrieval(found)["video->text"].rank
+    listed = examples(found, {"video->text": everyone})
     place = [e["rank"] for e in listed]
-    (pair,) = [p for p in pairs(found) if p.name == "video->text"]
-    everyone = ranks(pair.scores, pair.relevant)
     assert place == sorted(place)
     assert (place[0], place[-1]) == (everyone.min(), everyone.max())
     for e in listed:

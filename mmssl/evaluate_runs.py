@@ -1,0 +1,263 @@
+"""What `mmssl eval` does with workdirs: evaluate, watch, compare."""
+
+import hashlib
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from mmssl import config as config_lib
+from mmssl import evaluation, files, runs, streams, trees
+from mmssl import workdir as workdir_lib
+from mmssl.data import records
+from mmssl.data.pool import DecodePool
+from mmssl.errors import UserError
+from mmssl.evals import compare, evaluate, retrieval
+from mmssl.train import arrays
+from mmssl.train.checkpoint import Checkpointer
+from mmssl.train.metrics import JsonlWriter
+
+OUTCOMES, HISTORY = "eval.npz", "eval.jsonl"
+"""What became of each clip in the last evaluation; metrics by step, of a watch."""
+
+
+class Judge:
+    """Evaluates checkpoints of one workdir beside the run's random initialisation.
+
+    What it compiles, and the embeddings of the random initialisation, are kept.
+
+    Args:
+      workdir: of the run.
+      pool: decodes.
+      data: another dataset than the run's (first) own.
+      split: that judges; None = the config's evals.split.
+      ema: the running average of the parameters.
+      protocols: names of `evaluate.PROTOCOLS`.
+
+    Raises:
+      UserError: no run there; no such dataset, split or protocol.
+    """
+
+    def __init__(
+        self,
+        workdir: str,
+        pool: DecodePool,
+        *,
+        data: str | None = None,
+        split: str | None = None,
+        ema: bool = False,
+        protocols: Sequence[str] = evaluate.DEFAULT,
+    ):
+        self.experiment, self._workdir = runs.open_run(workdir), workdir
+        self._ema = ema
+        self._evaluator = evaluation.Evaluator(
+            self.experiment,
+            pool,
+            path=data or self.experiment.datasets[0][0],
+            protocols=protocols,
+            split=split,
+        )
+        self._random: evaluate.Arm | None = None
+
+    def __call__(self, step: int | None = None) -> dict[str, Any]:
+        """Evaluates a checkpoint, None = the newest; writes eval.json and eval.npz.
+
+        Returns:
+          What eval.json holds.
+
+        Raises:
+          UserError: there is no undamaged one; the run keeps no average.
+        """
+        experiment, found = self.experiment, self._evaluator
+        whole = runs.restore(experiment, self._workdir, step=step)
+        leaves = {n: np.asarray(x) for n, x in trees.named_leaves(whole).items()}
+        digest = arrays.content_hash(sorted(leaves.items()))
+        states = {"trained": whole.averaged() if self._ema else whole}
+        if self._random is None:
+            states["random"] = experiment.init_state()
+        arms = found.arms(states)
+        self._random = arms.pop("random", self._random)
+        trained = arms["trained"]
+        judged = found.judge(trained, self._random)
+        ids = trained.test.ids  # in the order of the split's rows
+        ranks = {
+            name.removeprefix("retrieval/"): outcome.values
+            for name, outcome in judged.outcomes.items()
+        }
+        examples = retrieval.examples(trained.test, ranks)
+        shown = {
+            i for e in examples for i in (e["query"], *(r["id"] for r in e["results"]))
+        }
+        outcomes = compare.save(judged.outcomes, ids)
+        result = judged.sections | {
+            "protocols": judged.protocols,
+            "step": int(jax.device_get(whole.step)),
+            "checkpoint_sha256": digest,
+            "ema": self._ema,
+            "seed": experiment.config["seed"],
+            "data": found.path,
+            "fingerprint": streams.fingerprint(found.path),
+            "split": found.split,
+            "train_split": found.settings.train_split,
+            "windows": found.settings.windows,
+            "coverage": records.coverage(found.path, found.split),
+            "outcomes_sha256": hashlib.sha256(outcomes).hexdigest(),
+            "examples": examples,
+            "rows": {id: row for row, id in enumerate(ids) if id in shown},
+        }
+        folder = pathlib.Path(self._workdir)
+        files.write(folder / OUTCOMES, outcomes)
+        workdir_lib.write(folder, workdir_lib.EVAL, result)
+        return result
+
+
+def evaluate_run(workdir: str, **options: Any) -> dict[str, Any]:
+    """Evaluates the newest checkpoint; see `Judge` for options and result."""
+    with streams.open_pool(runs.open_run(workdir)) as pool:
+        return Judge(workdir, pool, **options)()
+
+
+def watch(
+    workdir: str, *, poll: float = 10.0, **options: Any
+) -> Iterator[dict[str, Any]]:
+    """Evaluates checkpoints of a run as they come, until its last one.
+
+    Metrics of each go to eval.jsonl; what stands there already is not done again.
+
+    Args:
+      workdir: of a run, which may be training.
+      poll: seconds between looks.
+      **options: see `Judge`.
+
+    Yields:
+      The result of each, as eval.json held it.
+
+    Raises:
+      UserError: as `Judge`; a checkpoint that is still there cannot be evaluated.
+    """
+    folder = pathlib.Path(workdir)
+    history = folder / HISTORY
+    with (
+        streams.open_pool(runs.open_run(workdir)) as pool,
+        Checkpointer(folder / "checkpoints") as checkpointer,
+    ):
+        judge, writer = Judge(workdir, pool, **options), JsonlWriter(history)
+        last = judge.experiment.config["steps"]
+        while True:
+            done = _steps(history)
+            waiting = [step for step in checkpointer.steps() if step not in done]
+            for step in waiting:
+                try:
+                    result = judge(step)
+                except Exception:
+                    # Retention takes old ones away, perhaps while they are read.
+                    if step in checkpointer.steps():
+                        raise
+                    print(
+                        f"checkpoint {step} was removed before it was evaluated",
+                        file=sys.stderr,
+                    )
+                    continue
+                writer.write(step, evaluate.metrics(result))
+                yield result
+            if last in _steps(history):
+                writer.close()
+                return
+            if not waiting:
+                time.sleep(poll)
+
+
+def _steps(history: pathlib.Path) -> set[int]:
+    """Those that a watch has evaluated."""
+    if not history.is_file():
+        return set()
+    found = set()
+    for line in history.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            found.add(int(json.loads(line)["step"]))
+        except (ValueError, KeyError, TypeError):
+            continue  # cut short by a kill
+    return found
+
+
+def compare_runs(workdirs: Sequence[str]) -> list[compare.Comparison]:
+    """Paired comparison of the last evaluations of runs; those of one config are seeds.
+
+    Raises:
+      UserError: a workdir without an evaluation; evaluations of different data,
+        clips or protocols; the same run twice.
+    """
+    found = [_evaluated(workdir) for workdir in workdirs]
+    first, (_, ids) = found[0][0], found[0][2]
+    for workdir, (result, _, (_, theirs)) in zip(workdirs, found, strict=True):
+        for key in ("fingerprint", "split", "train_split", "windows"):
+            if result[key] != first[key]:
+                raise UserError(
+                    f"eval --compare: {workdirs[0]} was evaluated with {key} "
+                    f"{first[key]!r}, {workdir} with {result[key]!r}; evaluate one of "
+                    "them again"
+                )
+        if theirs != ids:
+            raise UserError(
+                f"eval --compare: {workdirs[0]} and {workdir} were not judged on the "
+                "same clips; evaluate one of them again"
+            )
+        for name in set(first["protocols"]) & set(result["protocols"]):
+            one, other = first["protocols"][name], result["protocols"][name]
+            if one != other:
+                raise UserError(
+                    f"eval --compare: {name} was {one} in {workdirs[0]}, {other} in "
+                    f"{workdir}; evaluate one of them again"
+                )
+    groups: dict[str, dict[int, tuple[str, Any]]] = {}
+    for workdir, (result, config, (outcomes, _)) in zip(workdirs, found, strict=True):
+        members = groups.setdefault(_apart_from_seed(workdir, config, result), {})
+        if config["seed"] in members:
+            raise UserError(
+                f"eval --compare: {members[config['seed']][0]} and {workdir} are the "
+                f"same run: config, seed {config['seed']} and step are equal"
+            )
+        members[config["seed"]] = (workdir, outcomes)
+    return compare.compare(
+        [
+            compare.Group(
+                name=" ".join(name for name, _ in members.values()),
+                runs=[outcomes for _, outcomes in members.values()],
+            )
+            for members in groups.values()
+        ]
+    )
+
+
+def _evaluated(workdir: str) -> tuple[dict[str, Any], dict[str, Any], Any]:
+    """eval.json, config.json, and what eval.npz holds."""
+    folder = pathlib.Path(workdir)
+    remedy = f"run `mmssl eval --workdir {workdir}` first"
+    result = workdir_lib.read(folder, workdir_lib.EVAL, remedy=remedy)
+    config = workdir_lib.read(folder, workdir_lib.CONFIG, remedy=remedy)
+    path = folder / OUTCOMES
+    data = path.read_bytes() if path.is_file() else b""
+    if hashlib.sha256(data).hexdigest() != result.get("outcomes_sha256"):
+        raise UserError(f"{path} does not belong to {workdir_lib.EVAL}; {remedy}")
+    return result, config, compare.load(data)
+
+
+def _apart_from_seed(
+    workdir: str, config: Mapping[str, Any], result: Mapping[str, Any]
+) -> str:
+    """What runs of one group have in common: config, data, step, average or not."""
+    remedy = "restore the file from a copy"
+    data = workdir_lib.read(pathlib.Path(workdir), workdir_lib.DATA, remedy=remedy)
+    trained_on = [(d["fingerprint"], d["weight"]) for d in data["datasets"]]
+    fixed = {
+        key: value
+        for key, value in config_lib.flat(config).items()
+        if key != "seed" and not config_lib.may_change(key)
+    }
+    common = [fixed, trained_on, result["step"], result["ema"]]
+    return json.dumps(common, sort_keys=True)
