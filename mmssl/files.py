@@ -93,9 +93,18 @@ def _sync(folder: pathlib.Path) -> None:
                 os.fsync(file.fileno())
 
 
+def _clean(partial: pathlib.Path, *, keep: pathlib.Path | None) -> None:
+    if keep is None or not keep.is_dir() or not any(keep.iterdir()):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def whole_folder(
-    out: str | os.PathLike[str], *, marker: str, overwrite: bool = False
+    out: str | os.PathLike[str],
+    *,
+    marker: str,
+    overwrite: bool = False,
+    resume: bool = False,
 ) -> Iterator[pathlib.Path]:
     """A temporary sibling that becomes `out` when the block ends without an error.
 
@@ -106,6 +115,8 @@ def whole_folder(
       out: the folder to write; may exist if it is empty.
       marker: a file that every such folder has at its root.
       overwrite: replace an existing folder, if it has the marker.
+      resume: what a block leaves in the temporary folder is kept, whatever ends it,
+        and the next call starts with it.
 
     Raises:
       UserError: `out` exists, another process is writing it, or the disk is full or
@@ -124,14 +135,15 @@ def whole_folder(
                     f"{out}: another process is writing it now; wait for it, or choose "
                     "another folder"
                 ) from None
-            stack.callback(shutil.rmtree, partial, ignore_errors=True)
             new, old = partial / "new", partial / "old"
+            stack.callback(_clean, partial, keep=new if resume else None)
             if old.is_dir() and not os.path.lexists(out):
                 old.rename(out)  # a writer was killed between its two renames
             _check_target(out, overwrite, marker)
-            shutil.rmtree(new, ignore_errors=True)  # of a writer that was killed
+            if not resume:
+                shutil.rmtree(new, ignore_errors=True)  # of a writer that was killed
             shutil.rmtree(old, ignore_errors=True)
-            new.mkdir()
+            new.mkdir(exist_ok=resume)
             yield new
             _sync(new)
             if out.is_dir():
@@ -141,7 +153,10 @@ def whole_folder(
         if (reason := _reason(e)) is None:
             raise
         free = free_bytes(out) / 2**20
+        left = "nothing half-written was left"
+        if partial.exists():
+            left = f"what was finished is kept in {partial}: the same command goes on"
         raise UserError(
-            f"{out}: could not be written: {reason} ({free:.0f} MiB free now); nothing "
-            "half-written was left. Make room, or choose another folder"
+            f"{out}: could not be written: {reason} ({free:.0f} MiB free now); {left}. "
+            "Make room, or choose another folder"
         ) from e

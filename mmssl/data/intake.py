@@ -1,19 +1,20 @@
-"""The check of every row's media before a dataset is written: a complete decode.
+"""A row's media, read and decoded completely before it enters a dataset.
 
 Knows rows and the decode pool; writes nothing.
 """
 
+import collections
 import dataclasses
 import hashlib
+import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from typing import Any
 
-from mmssl.data import manifest
+from mmssl.data import manifest, tars
 from mmssl.data.faults import MediaFault
 from mmssl.data.pool import DecodePool
-from mmssl.errors import UserError
 
 Progress = Callable[[int, int, str], None]
 """(done, total, message)."""
@@ -28,19 +29,19 @@ class Checked:
 
     Attributes:
       row: as the manifest gave it.
+      media: the bytes to store; b"" for a text-only row and for a row with a fault.
       fault: (class, detail) of a row that cannot be used.
       partial: (class, detail) of what a used row lacks.
       probe: the fields of media.Probe; None without media.
-      sha256: of the media bytes.
-      bytes: of the media.
+      sha256: of the media as read.
     """
 
     row: manifest.Row
+    media: bytes = b""
     fault: tuple[str, str] | None = None
     partial: tuple[tuple[str, str], ...] = ()
     probe: dict[str, Any] | None = None
     sha256: str = ""
-    bytes: int = 0
 
     def has(self, modality: str) -> bool:
         """Whether the row has usable "video", "audio" or "text"."""
@@ -50,7 +51,7 @@ class Checked:
 
 
 def read(row: manifest.Row) -> bytes:
-    """The bytes of a row's media; b"" for a text-only row.
+    """The bytes of a row's media file; b"" for a text-only row.
 
     Raises:
       MediaFault: no such file, not a regular file, or larger than `MAX_MEDIA_BYTES`.
@@ -58,12 +59,19 @@ def read(row: manifest.Row) -> bytes:
     path = row.path
     if path is None:
         return b""
+    if tars.INSIDE in str(path):
+        return tars.read(str(path), limit=MAX_MEDIA_BYTES)
     try:
         found = path.stat()
-        if not stat.S_ISREG(found.st_mode):  # reading a pipe would wait for ever
+        if isinstance(found, os.stat_result):
+            # Reading a pipe would wait for ever.
+            regular, size = stat.S_ISREG(found.st_mode), found.st_size
+        else:
+            regular, size = not found.is_directory, found.length
+        if not regular:
             raise MediaFault("missing", f"not a regular file: {path}")
-        if found.st_size > MAX_MEDIA_BYTES:
-            sizes = [size / 2**20 for size in (found.st_size, MAX_MEDIA_BYTES)]
+        if size > MAX_MEDIA_BYTES:
+            sizes = [size / 2**20 for size in (size, MAX_MEDIA_BYTES)]
             detail = "{:.0f} MiB in one file, at most {:.0f} MiB; cut it".format(*sizes)
             raise MediaFault("too_large", detail)
         return path.read_bytes()
@@ -71,25 +79,8 @@ def read(row: manifest.Row) -> bytes:
         raise MediaFault("missing", f"{e.strerror or e}: {path}") from e
 
 
-def read_again(checked: Checked) -> bytes:
-    """The media that was checked; b"" for a text-only row.
-
-    Raises:
-      UserError: the file is another one now, or gone.
-    """
-    try:
-        media = read(checked.row)
-    except MediaFault:
-        media = b""
-    if checked.sha256 and hashlib.sha256(media).hexdigest() != checked.sha256:
-        raise UserError(
-            f"{checked.row.path}: changed while the dataset was being built; build "
-            "again when nothing writes to it"
-        )
-    return media
-
-
-def _check(row: manifest.Row, pool: DecodePool) -> Checked:
+def check(row: manifest.Row, pool: DecodePool) -> Checked:
+    """Reads a row's media and decodes all of it."""
     if row.path is None:
         return Checked(row)
     try:
@@ -104,33 +95,30 @@ def _check(row: manifest.Row, pool: DecodePool) -> Checked:
     )
     return Checked(
         row,
+        media=media,
         partial=row.faults + partial,
         probe=probe,
         sha256=hashlib.sha256(media).hexdigest(),
-        bytes=len(media),
     )
 
 
-def check_rows(
-    rows: Sequence[manifest.Row],
-    *,
-    pool: DecodePool,
-    progress: Progress | None = None,
-) -> list[Checked]:
-    """Decodes the media of every row completely, in the order of the rows.
+def check_rows(rows: Iterable[manifest.Row], *, pool: DecodePool) -> Iterator[Checked]:
+    """Checks rows in their order; few media are in memory at once.
 
     Args:
       rows: checked rows of a manifest or a folder.
-      pool: as many files are decoded at once as it has workers.
-      progress: called with (done, total, "decoding").
+      pool: as many files are decoded at once as it has workers, while the next ones
+        are read.
     """
-    executor = futures.ThreadPoolExecutor(pool.workers)
-    checked = []
+    ahead = 2 * pool.workers
+    waiting: collections.deque[futures.Future[Checked]] = collections.deque()
+    executor = futures.ThreadPoolExecutor(ahead)
     try:
-        for result in executor.map(lambda row: _check(row, pool), rows):
-            checked.append(result)
-            if progress:
-                progress(len(checked), len(rows), "decoding")
+        for row in rows:
+            waiting.append(executor.submit(check, row, pool))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     finally:
         executor.shutdown(cancel_futures=True)
-    return checked

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from mmssl.data import captions, splits
+from mmssl.data import captions, splits, stores
 from mmssl.data.records import Segment, Word
 from mmssl.errors import UserError
 
@@ -61,7 +61,7 @@ class Row:
 
     id: str
     media: str
-    path: pathlib.Path | None
+    path: stores.Path | None
     segments: tuple[Segment, ...]
     words: tuple[Word, ...]
     labels: Mapping[str, str]
@@ -83,7 +83,7 @@ class Manifest:
       dataset: facts of the data set as a whole, such as its coverage.
     """
 
-    source: pathlib.Path
+    source: stores.Path
     rows: tuple[Row, ...]
     label_columns: tuple[str, ...]
     extra_keys: Mapping[str, int]
@@ -98,7 +98,7 @@ def _is_unicode(text: str) -> bool:
 class _Fields:
     """Reads the fields of one row; every error names file, line and field."""
 
-    def __init__(self, source: pathlib.Path, line: int, value: dict[str, Any]) -> None:
+    def __init__(self, source: stores.Path, line: int, value: dict[str, Any]) -> None:
         self.at = f"{source}, line {line}"
         self.value = value
 
@@ -171,7 +171,7 @@ class _Checks:
     """What must hold between rows: unique ids, one type per label column, one split
     per group."""
 
-    def __init__(self, source: pathlib.Path) -> None:
+    def __init__(self, source: stores.Path) -> None:
         self.source = source
         self.ids: dict[str, str] = {}
         self.types: dict[str, tuple[str, str, object]] = {}
@@ -205,7 +205,7 @@ class _Checks:
             )
 
 
-def _row(fields: _Fields, source: pathlib.Path, where: str, checks: _Checks) -> Row:
+def _row(fields: _Fields, source: stores.Path, where: str, checks: _Checks) -> Row:
     extras = fields.extras()
     media = fields.string("media", "the path of a media file, relative to the manifest")
     id = fields.string("id", "a non-empty string") or media
@@ -235,7 +235,7 @@ def _row(fields: _Fields, source: pathlib.Path, where: str, checks: _Checks) -> 
     return Row(
         id=id,
         media=media,
-        path=source.parent / media if media else None,
+        path=stores.beside(source, media) if media else None,
         segments=segments,
         words=words,
         labels=labels,
@@ -248,7 +248,7 @@ def _row(fields: _Fields, source: pathlib.Path, where: str, checks: _Checks) -> 
     )
 
 
-def _lines(source: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _lines(source: stores.Path) -> Iterator[tuple[int, dict[str, Any]]]:
     with source.open("rb") as f:
         for line, raw in enumerate(f, start=1):
             if not raw.strip():
@@ -287,7 +287,7 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
       UserError: names the line and the field; also for a missing or empty manifest,
         an id twice, a label column of two types, and a group of two splits.
     """
-    source = pathlib.Path(path)
+    source = stores.place(path)
     if not source.is_file():
         found = "a folder" if source.is_dir() else "nothing"
         raise UserError(
@@ -338,6 +338,11 @@ def scan_folder(path: str | os.PathLike[str]) -> Manifest:
     Raises:
       UserError: no such folder, or no media files in it.
     """
+    if stores.is_url(path):
+        raise UserError(
+            f"{path}: --folder searches this machine only; list what is in a bucket in "
+            "a manifest"
+        )
     source = pathlib.Path(path)
     if not source.is_dir():
         found = "a file" if source.is_file() else "nothing"

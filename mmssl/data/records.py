@@ -24,6 +24,9 @@ METADATA_FILE = "mmssl.json"
 REPORT_FILE = "build_report.json"
 """What the build used and left out."""
 
+OUTCOMES = "outcomes"
+"""Folder of what became of each row, a file for each shard; read by a later build."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Segment:

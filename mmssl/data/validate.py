@@ -71,7 +71,7 @@ def _check_files(
             faults.add("file_changed", name, size)
         elif files.sha256(path) != facts["sha256"]:
             faults.add("file_changed", name, "SHA-256 differs from the one at build")
-    own = {records.METADATA_FILE, records.REPORT_FILE, *expected}
+    own = {records.METADATA_FILE, records.REPORT_FILE, records.OUTCOMES, *expected}
     for path in sorted(root.iterdir()):
         if path.name not in own and not path.name.startswith("tokenizer."):
             warnings.add("unknown_file", path.name)

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from mmssl.data import build, records, validate
+from mmssl.data import build, records, shards, validate
 from mmssl.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:label:DeprecationWarning")
@@ -21,9 +21,12 @@ def written(tmp_path, rows):
     """A dataset of these records, past the checks of a build."""
     from mmssl.data import builder
 
-    out = builder.write(
-        tmp_path / "x", label_columns=("a",), splits={"train": lambda: rows}
+    out = builder.prepare(
+        str(tmp_path / "x"),
+        label_columns=("a",),
+        work=lambda runner, options: {"train": [len(rows)]},
     )
+    builder.write_shard(out / shards.file_name("train", 0), rows, ("a",))
     metadata = {"schema_version": 1, "label_columns": ["a"]}
     metadata |= {"splits": {"train": len(rows)}, "files": build.file_hashes(out)}
     (out / records.METADATA_FILE).write_text(json.dumps(metadata))

@@ -1,0 +1,109 @@
+"""What a build of a grown manifest keeps of the dataset that is there."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+
+from mmssl.data import records, shards, stores
+from mmssl.data.manifest import Row
+from mmssl.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Earlier:
+    """Shards that stay as they are.
+
+    Attributes:
+      outcomes: names of their outcomes files.
+      marks: fingerprints of their rows.
+      taken: split to shard numbers that no new shard may have.
+    """
+
+    outcomes: Sequence[str] = ()
+    marks: Collection[str] = ()
+    taken: Mapping[str, Collection[int]] = dataclasses.field(default_factory=dict)
+
+    def has(self, row: Row) -> bool:
+        """Whether the row is in one of them."""
+        return bool(self.marks) and shards.fingerprint(shards.encode(row)) in self.marks
+
+
+def _check(out: stores.Path, metadata: Mapping[str, object], settings: str) -> None:
+    found = metadata.get("settings")
+    if found == settings:
+        return
+    reason = "with other label columns or limits than this build"
+    if found is None:
+        reason = "by a release that kept no outcomes"
+    raise UserError(
+        f"{out}: was built {reason}, so it cannot be updated; build it anew with "
+        "--overwrite, or into another folder"
+    )
+
+
+def _take_over(out: stores.Path, root: stores.Path, name: str) -> None:
+    """A file of the dataset `out` into the folder that will replace it."""
+    if out == root or (root / name).exists():
+        return
+    try:
+        os.link(out / name, root / name)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(out / name, root / name)
+
+
+def keep(
+    out: stores.Path,
+    root: stores.Path,
+    by_split: Mapping[str, Sequence[Row]],
+    *,
+    settings: shards.Settings,
+) -> Earlier:
+    """Takes over the shards of `out` whose rows are all still wanted, unchanged.
+
+    Rows that were left out for a fault are not kept: their media may be there now.
+    Files beside the dataset, such as a tokenizer, stay too.
+
+    Args:
+      out: a dataset.
+      root: the folder that will replace it; `out` itself in a bucket.
+      by_split: all rows of the new manifest.
+
+    Raises:
+      UserError: `out` was built with other settings, or by an older release.
+    """
+    metadata = records.read_metadata(out)
+    _check(out, metadata, settings.key())
+    wanted = {
+        shards.fingerprint(shards.encode(row)): split
+        for split, rows in by_split.items()
+        for row in rows
+    }
+    names, marks = [], set()
+    taken: dict[str, set[int]] = {}
+    listed = sorted(stores.names(out / records.OUTCOMES))
+    own = [name for name in listed if _file(name) in metadata["files"]]
+    for name, outcome in zip(own, shards.outcomes(out, own), strict=True):
+        split = outcome["split"]
+        taken.setdefault(split, set()).add(outcome["index"])
+        used = [row for row in outcome["rows"] if "fault" not in row]
+        if all(wanted.get(row["row"]) == split for row in used):
+            names.append(name)
+            marks.update(row["row"] for row in used)
+            _take_over(out, root, outcome["file"]["name"])
+            text = json.dumps(outcome | {"rows": used})
+            stores.write(root / records.OUTCOMES / name, text)
+    ours = {*metadata["files"], records.METADATA_FILE, records.REPORT_FILE}
+    if isinstance(out, pathlib.Path):
+        for path in out.iterdir():
+            if path.name not in ours and path.is_file():
+                _take_over(out, root, path.name)
+    return Earlier(names, marks, taken)
+
+
+def _file(outcome: str) -> str:
+    """The file of the rows whose outcomes file has this name."""
+    split, index, _ = outcome.rsplit("-", 2)
+    return shards.file_name(split, int(index))

@@ -1,0 +1,178 @@
+"""Where the shards of a build are written: in this process, or on Apache Beam."""
+
+import atexit
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from mmssl.data import records, shards, stores
+from mmssl.data.pool import DecodePool
+from mmssl.errors import UserError
+
+LOCAL = "DirectRunner"
+"""Beam's runner with processes of this machine."""
+
+_LOOK_SECONDS = 1.0
+
+Count = Callable[[int], None]
+"""Called with rows done so far, of all tasks."""
+
+
+def run(
+    root: stores.Path,
+    tasks: Sequence[shards.Task],
+    *,
+    settings: shards.Settings,
+    runner: str | None,
+    options: Any,
+    workers: int,
+    pool: DecodePool | None,
+    count: Count,
+) -> None:
+    """Does the tasks.
+
+    Args:
+      root: has their plan; gets shards and outcomes.
+      runner: of Apache Beam; None: this process.
+      options: what `options` gives for the runner.
+      workers: decoding processes of this machine, together.
+      pool: an open pool to use instead, without a runner.
+      count: gets the progress.
+    """
+    if not tasks:
+        return
+    if runner is None:
+        with contextlib.ExitStack() as stack:
+            if pool is None:
+                pool = stack.enter_context(DecodePool(workers, settings.limits))
+            _here(root, tasks, settings=settings, pool=pool, count=count)
+        return
+    # A worker of a cluster has one process per core; here there may be fewer tasks
+    # than cores.
+    decoders = -(-workers // min(workers, len(tasks))) if runner == LOCAL else 1
+    _on_beam(
+        root,
+        tasks,
+        settings=settings,
+        runner=runner,
+        options=options,
+        decoders=decoders,
+        count=count,
+    )
+
+
+def _here(
+    root: stores.Path,
+    tasks: Sequence[shards.Task],
+    *,
+    settings: shards.Settings,
+    pool: DecodePool,
+    count: Count,
+) -> None:
+    """One shard after the other; the pool decodes."""
+    done = 0
+
+    def one() -> None:
+        nonlocal done
+        done += 1
+        count(done)
+
+    for task in tasks:
+        shards.write(root, task, settings=settings, pool=pool, count=one)
+
+
+def options(runner: str, workers: int, extra: Sequence[str]) -> Any:
+    """Beam's `PipelineOptions`.
+
+    Args:
+      workers: processes of the local runner.
+      extra: KEY=VALUE or KEY, as the runner calls them.
+
+    Raises:
+      UserError: Beam is not installed.
+    """
+    try:
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError as e:
+        raise UserError(
+            f"--runner {runner} needs Apache Beam: run `pip install 'mmssl[beam]'`, or "
+            f"leave --runner out ({e})"
+        ) from e
+    flags = [f"--{pair.removeprefix('--')}" for pair in extra]
+    if runner == LOCAL:
+        # First, so that the user's own come last and win.
+        mode = ["--direct_running_mode=multi_processing"]
+        flags = [*mode, f"--direct_num_workers={workers}", *flags]
+    return PipelineOptions(flags)
+
+
+@functools.cache
+def _pool(decoders: int, settings: shards.Settings) -> DecodePool:
+    """One for all threads of a Beam process."""
+    pool = DecodePool(decoders, settings.limits)
+    atexit.register(pool.close)
+    return pool
+
+
+def _write(
+    task: shards.Task, *, root: str, settings: shards.Settings, decoders: int
+) -> None:
+    pool = _pool(decoders, settings)
+    shards.write(stores.place(root), task, settings=settings, pool=pool)
+
+
+@contextlib.contextmanager
+def _watched(
+    root: stores.Path, tasks: Sequence[shards.Task], count: Count
+) -> Iterator[None]:
+    """Counts the rows of the outcomes that appear, wherever they are written."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_LOOK_SECONDS):
+            there = stores.names(root / records.OUTCOMES)
+            count(sum(task.rows for task in tasks if task.outcome in there))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _on_beam(
+    root: stores.Path,
+    tasks: Sequence[shards.Task],
+    *,
+    settings: shards.Settings,
+    runner: str,
+    options: Any,
+    decoders: int,
+    count: Count,
+) -> None:
+    """A pipeline whose elements are tasks; the shards never pass through it.
+
+    Args:
+      decoders: decoding processes of each Beam process.
+    """
+    import apache_beam as beam
+
+    write = functools.partial(
+        _write, root=stores.absolute(root), settings=settings, decoders=decoders
+    )
+    try:
+        pipeline = beam.Pipeline(runner=runner, options=options)
+    except (ValueError, ImportError) as e:
+        raise UserError(f"--runner {runner}: {e}") from e
+    with _watched(root, tasks, count), pipeline:
+        _ = (
+            pipeline
+            | "Tasks" >> beam.Create(tasks)
+            | "Spread" >> beam.Reshuffle()
+            | "Write shards" >> beam.Map(write)
+        )
+    count(sum(task.rows for task in tasks))
