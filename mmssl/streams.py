@@ -51,6 +51,14 @@ def make_reads(experiment: Experiment) -> sources.Reads:
     return config_lib.build(sources.Reads, "data.reads", **entry)
 
 
+def reading_threads(experiment: Experiment, pool: DecodePool) -> int:
+    """Threads that read and wait for the pool; a bucket's answers take their time."""
+    remote = any(records.in_bucket(path) for path, _ in experiment.datasets)
+    return experiment.config["data"].get("threads") or (
+        pool.workers + (16 if remote else 2)
+    )
+
+
 def train_pipeline(experiment: Experiment, pool: DecodePool) -> pipeline.Pipeline:
     """The endless stream of training batches, this process's rows.
 
@@ -69,7 +77,7 @@ def train_pipeline(experiment: Experiment, pool: DecodePool) -> pipeline.Pipelin
         batch=experiment.config["batch"],
         seed=experiment.config["seed"],
         train=True,
-        threads=data.get("threads"),
+        threads=reading_threads(experiment, pool),
         shards=mesh_lib.process_rows(experiment.mesh),
         max_fault_fraction=data.get("max_fault_fraction", 0.1),
     )

@@ -42,7 +42,8 @@ class Reads:
     seconds: float | None = None
 
     def __post_init__(self) -> None:
-        if self.attempts < 1 or self.wait < 0 or (self.seconds or 1) <= 0:
+        seconds = 1.0 if self.seconds is None else self.seconds
+        if self.attempts < 1 or self.wait < 0 or seconds <= 0:
             raise ValueError(
                 f"attempts must be at least 1, wait not negative and seconds positive; "
                 f"found {self}"

@@ -146,6 +146,31 @@ def test_resume_is_exact_also_on_other_numbers_of_processes() -> None:
     assert found[0] + found[1] == expected[3].info
 
 
+def test_a_run_that_grows_from_one_process_to_four_loses_and_repeats_nothing() -> None:
+    """Three epochs of 40 rows in steps of 8: on 1 process, then 2, then 4, then 1."""
+    rows = [(Source("a", 40), 1.0)]
+    whole = take(make(sources=rows), 15)
+    state, found = make(sources=rows).get_state(), []
+    for processes, steps in ((1, 3), (2, 4), (4, 6), (1, 2)):
+        parts = [
+            make(sources=rows, shards=((i,), processes), threads=i % 3 + 1)
+            for i in range(processes)
+        ]
+        for part in parts:
+            part.set_state(state)
+        batches = [take(part, steps) for part in parts]
+        for step in range(steps):
+            found.append([row for part in batches for row in part[step].info])
+        states = [json.loads(json.dumps(part.get_state())) for part in parts]
+        assert all(other == states[0] for other in states)
+        state = states[0]
+    assert found == [batch.info for batch in whole]
+    names = [row["id"] for batch in found for row in batch]
+    for epoch in range(3):
+        seen = names[40 * epoch : 40 * (epoch + 1)]
+        assert sorted(seen) == sorted(f"a{i}" for i in range(40))
+
+
 def test_a_state_of_another_order_is_refused() -> None:
     state = make().get_state()
     for changes in ({"seed": 6}, {"batch": 16}):
@@ -162,10 +187,12 @@ def test_epochs_lose_and_repeat_nothing_and_differ_in_order() -> None:
     assert epochs[0] != [f"a{i}" for i in range(12)]
 
 
-def test_mixture_weights_hold_over_a_window() -> None:
-    found = ids(take(make(), 10))
-    counts = collections.Counter(name[0] for name in found)
-    assert counts == {"a": 60, "b": 20}
+def test_mixture_weights_hold_over_every_window() -> None:
+    weighted = [(Source("a", 12), 0.58), (Source("b", 5), 0.42)]
+    found = ids(take(make(sources=weighted), 15))
+    for start in (0, 13, 50, 70):  # of 29 + 21
+        counts = collections.Counter(name[0] for name in found[start : start + 50])
+        assert counts == {"a": 29, "b": 21}
 
 
 def test_evaluation_is_one_pass_in_order_padded() -> None:
