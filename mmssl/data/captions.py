@@ -271,6 +271,21 @@ READERS: dict[str, Callable[[str], Captions]] = {
 """By suffix; where a clip has several, the first of this order is read."""
 
 
+def parse(data: bytes, suffix: str) -> Captions:
+    """The text of a caption file's bytes; `suffix` is a key of `READERS`.
+
+    Raises:
+      CaptionError: not UTF-8 (or UTF-16 with a byte-order mark), or not that format.
+    """
+    utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+    try:
+        text = data.decode("utf-16" if utf16 else "utf-8-sig")
+    except UnicodeDecodeError as e:
+        expected = "UTF-8 text; convert it, for example with iconv"
+        raise CaptionError(field="file", expected=expected, found=str(e)) from e
+    return READERS[suffix](text)
+
+
 def read_captions(path: str | os.PathLike[str]) -> Captions:
     """Reads one caption file by its suffix.
 
@@ -280,15 +295,8 @@ def read_captions(path: str | os.PathLike[str]) -> Captions:
       of segments or of strings, or parallel lists `{"start", "end", "text"}`.
 
     Raises:
-      CaptionError: not UTF-8 (or UTF-16 with a byte-order mark), or not that format.
+      CaptionError: as `parse`.
       OSError: the file cannot be read.
     """
     path = pathlib.Path(path)
-    data = path.read_bytes()
-    utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
-    try:
-        text = data.decode("utf-16" if utf16 else "utf-8-sig")
-    except UnicodeDecodeError as e:
-        expected = "UTF-8 text; convert it, for example with iconv"
-        raise CaptionError(field="file", expected=expected, found=str(e)) from e
-    return READERS[path.suffix.lower()](text)
+    return parse(path.read_bytes(), path.suffix.lower())
