@@ -2,12 +2,23 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
 
+from mmssl.errors import UserError
+from mmssl.evals import zero_shot
 from mmssl.evals.embeddings import Embeddings, normalised
-from mmssl.evals.evaluate import Arm, evaluate, table_rows
+from mmssl.evals.evaluate import (
+    Arm,
+    Options,
+    check_protocols,
+    evaluate,
+    metrics,
+    summary,
+    table_rows,
+)
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -126,6 +137,102 @@ def test_json_and_rows(result):
         cell["chance"]["accuracy"],
         37,
     )
+
+
+def test_numbers_for_a_log_have_names_that_every_tracker_takes(result):
+    found = metrics(result)
+    assert len(found) == len(table_rows(result))
+    assert (
+        found["eval/probe/video/digit/accuracy"]
+        == (result["probe"]["video"]["digit"]["trained"]["accuracy"])
+    )
+    pair = result["retrieval"]["video->audio"]["trained"]
+    assert found["eval/retrieval/video-audio/R1"] == pair["R@1"]
+    assert all(re.fullmatch(r"[\w./-]+", name) for name in found)
+    assert summary(result).startswith("retrieval R@1 ")
+
+
+def test_outcomes_are_what_the_cells_summarise():
+    found = evaluate(arm(True), protocols=("knn", "retrieval"))
+    assert set(found.sections) == {"knn", "retrieval"}
+    assert "random" not in found.sections["retrieval"]["video->audio"]
+    ranks = found.outcomes["retrieval/video->audio"]
+    assert len(ranks.clips) == 37
+    cell = found.sections["retrieval"]["video->audio"]["trained"]
+    assert (ranks.values <= 5).mean() == cell["R@5"]
+    right = found.outcomes["knn/audio digit"].values
+    cell = found.sections["knn"]["audio"]["digit"]["trained"]
+    assert right.mean() == cell["accuracy"]
+    assert found.protocols["knn"] == {"version": 1, "k": 20, "temperature": 0.07}
+
+
+def test_zero_shot_takes_the_nearest_prompt():
+    one = arm(True)
+    x = one.test.spaces["va"]["video"]
+    test = dataclasses.replace(
+        one.test, spaces={"vt": {"video": x, "text": x[:, None]}}
+    )
+    labels = test.labels["digit"]
+    names = zero_shot.classes(test, "digit")
+    assert zero_shot.sentences(["a_b"], ["{}", "some {}"]) == ["a b", "some a b"]
+    rng = np.random.default_rng(0)
+    embedded = rng.standard_normal((len(names) * 2, 4))
+    vectors = zero_shot.prompts(names, {"vt": embedded}, 2)
+    cell, outcome = zero_shot.zero_shot(
+        {"trained": Arm(test, prompts={"digit": vectors})}, "video", "digit"
+    )
+    ranks = []
+    for clip in outcome.clips:
+        of_class = {
+            name: float(x[clip] @ normalised(embedded[2 * i : 2 * i + 2].mean(0)))
+            for i, name in enumerate(names)
+        }
+        own = of_class[labels[clip]]
+        ranks.append(sum(score >= own for score in of_class.values()))
+    np.testing.assert_array_equal(outcome.values, ranks)
+    assert cell["trained"]["top1"] == np.mean(np.array(ranks) == 1)
+    assert cell["chance"] == {"top1": 1 / 5, "top5": 1.0}
+    # Prompts that the model cannot tell apart are never right.
+    same = zero_shot.prompts(names, {"vt": np.ones((10, 4))}, 2)
+    cell, _ = zero_shot.zero_shot(
+        {"trained": Arm(test, prompts={"digit": same})}, "video", "digit"
+    )
+    assert cell["trained"]["top1"] == 0
+
+
+def test_label_fractions_and_several_classes():
+    one = arm(True)
+
+    def tagged(part):
+        digits = part.labels["digit"]
+        tags = (frozenset({d, "d9"} if i % 3 else {d}) for i, d in enumerate(digits))
+        return dataclasses.replace(part, classes=tuple(tags))
+
+    both = Arm(tagged(one.test), tagged(one.train))
+    found = evaluate(
+        both,
+        protocols=("fractions", "multilabel"),
+        options=Options(shares=(0.1, 1.0), seeds=(0, 1)),
+    )
+    cell = found.sections["fractions"]["video"]["digit"]
+    assert list(cell) == ["10%", "100%"]
+    assert 4 <= cell["10%"]["n_train"] <= 12
+    whole = evaluate(both, protocols=("probe",)).sections["probe"]["video"]["digit"]
+    assert cell["100%"]["by_seed"]["trained"] == [whole["trained"]["accuracy"]] * 2
+    several = found.sections["multilabel"]["video"]
+    assert several["classes"] == 5  # "new" is in the test split alone
+    assert several["trained"]["mAP"] > several["chance"]["mAP"] + 0.2
+    assert found.protocols["fractions"]["seeds"] == [0, 1]
+
+
+def test_what_is_mistyped_is_named():
+    with pytest.raises(UserError, match="did you mean 'retrieval'"):
+        check_protocols(["retreival"], "here")
+    with pytest.raises(UserError, match="at least one"):
+        check_protocols([], "here")
+    assert check_protocols(["knn", "retrieval"], "") == ("retrieval", "knn")
+    with pytest.raises(ValueError, match="prompts"):
+        Options(prompts=("no place",))
 
 
 def test_arms_of_different_clips_are_refused():
