@@ -165,7 +165,6 @@ class _Look:
         spectrum = None
         if shown.audio is not None:
             spectrum = _spectrum(shown.audio)
-        swapped = str(record.meta.get("swapped") or "")
         return Card(
             index=index,
             place=place,
@@ -182,7 +181,7 @@ class _Look:
             texts=self._texts(record, shown),
             labels={name: label for name, label in record.labels.items() if label},
             faults={**survey.faults_of(record), **shown.faults},
-            notes=[f"{swapped} swapped on purpose"] if swapped else [],
+            notes=_notes(record),
             facts=_facts(record),
             draw=draw,
         )
@@ -296,6 +295,19 @@ class _Training:
         return [tokenizer.pieces(ids) for ids in example["text"] if ids.any()]
 
 
+def _notes(record: records.Record) -> list[str]:
+    """What a look at the pictures alone might miss."""
+    probe = survey.known_probe(record)
+    notes = []
+    if (probe.get("video") or {}).get("black"):
+        notes.append("video is black")
+    if (probe.get("audio") or {}).get("silent"):
+        notes.append("audio is silent")
+    if swapped := record.meta.get("swapped"):
+        notes.append(f"{swapped} swapped on purpose")
+    return notes
+
+
 def _facts(record: records.Record) -> dict[str, str]:
     """Of the row's file, for people."""
     probe = survey.known_probe(record)
@@ -313,7 +325,6 @@ def _facts(record: records.Record) -> dict[str, str]:
         facts["video"] = ", ".join(parts)
     if audio := probe.get("audio"):
         parts = [f"{audio['rate']:,} Hz", f"{audio['channels']} channels"]
-        parts += ["silent"] if audio.get("silent") else []
         facts["audio"] = ", ".join(parts)
     known = {"probe", "sha256"} if record.media else set()
     extra = {
@@ -358,7 +369,7 @@ def summarize(
             "Sound": counts["audio"],
             "Container": counts["container"],
             "Script of a text": counts["script"],
-            "Missing": counts["missing"],
+            "Missing or empty": counts["missing"],
             "Fault": counts["fault"],
         },
     )

@@ -78,7 +78,7 @@ class Survey:
         side of the upright frame, px), fps, rate (Hz), words (of text), bytes.
       counts: fact to {value: rows}: resolution, audio (rate and channels), container,
         script (that most letters of one of the row's texts are of), missing
-        (modality), fault (`modality_class`, as `build` names them).
+        (modality, or how it is empty), fault (`modality_class`, as `build` names them).
       faulty: indices of the rows with a fault.
     """
 
@@ -121,6 +121,10 @@ class Survey:
             counts["script"].update(set(map(main_script, texts)))
         there = dict(zip(MODALITIES, (video, audio, texts), strict=True))
         counts["missing"].update(name for name, found in there.items() if not found)
+        if video and video.get("black"):
+            counts["missing"]["video is black"] += 1
+        if audio and audio.get("silent"):
+            counts["missing"]["audio is silent"] += 1
         faults = [f"{name}_{fault}" for name, fault in faults_of(record).items()]
         counts["fault"].update(faults)
         if faults:

@@ -271,12 +271,17 @@ def _timeline(clip: Clip, items: Timed, kind: str) -> Markup | None:
 
 
 def _axis(clip: Clip) -> Markup:
-    marks = plots.ticks(clip.start, clip.end, 6)
+    marks = [(_share(clip, t), t) for t in plots.ticks(clip.start, clip.end, 6)]
     return tag(
         "div",
         [
-            tag("span", number(mark), style=f"left:{_share(clip, mark):.2f}%")
-            for mark in marks
+            tag(
+                "span",
+                number(mark),
+                style=f"left:{at:.2f}%",
+                class_="first" if at < 1 else "last" if at > 98 else None,
+            )
+            for at, mark in marks
         ],
     )
 

@@ -64,7 +64,7 @@ def pieces(texts: Sequence[Sequence[str]]) -> Markup | None:
         tag(
             "p",
             [_piece(piece) for piece in text],
-            tag("small", f"{len(text)} tokens"),
+            tag("small", f"{len(text)} tokens", dir="ltr"),
             dir="auto",
         )
         for text in texts

@@ -71,7 +71,8 @@ def histogram(values: Sequence[float], *, title: str, unit: str = "") -> Markup:
     for mark in marks:
         x = place(mark)
         anchor = "start" if x < 12 else "end" if x > WIDTH - 24 else "middle"
-        parts.append(tag("text", say(mark), x=x, y=HEIGHT - 6, text_anchor=anchor))
+        text = number(float(f"{mark:.3g}"))
+        parts.append(tag("text", text, x=x, y=HEIGHT - 6, text_anchor=anchor))
     label = f"{title}: {len(data):,} values from {say(low)} to {say(high)}"
     drawing = tag(
         "svg",
