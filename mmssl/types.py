@@ -53,11 +53,13 @@ class RawBatch:
         `text` [b, n, t] int32, 0 = padding.
       present: per modality [b] bool; where False the media row is zeros.
       example_id: [b] stable hash of the record's id.
+      colour: what `models.colour.jitter` does to the video; None: nothing.
     """
 
     media: Mapping[str, jax.Array]
     present: Mapping[str, Bool[Array, "b"]]
     example_id: UInt32[Array, "b"]
+    colour: Float[Array, "b 4"] | None = None
 
 
 @jax.tree_util.register_dataclass

@@ -11,7 +11,7 @@ from mmssl.data import container
 from mmssl.data.faults import Limits, MediaFault
 from mmssl.data.render import Renderer
 from mmssl.data.timeline import AudioWindow, FramePicker, Stamps
-from mmssl.data.video import WHOLE, Box, adjust_colour, check_region
+from mmssl.data.video import WHOLE, Box, check_region
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,6 @@ class VideoRequest:
         frame, aspect not kept). Ignored where `attempts` are given.
       attempts: draws for `video.random_box`.
       flip: mirror left and right.
-      colour: draws for `video.adjust_colour`.
     """
 
     times: tuple[float, ...]
@@ -36,7 +35,6 @@ class VideoRequest:
     fit: str = "crop"
     attempts: tuple[tuple[float, float, float, float], ...] = ()
     flip: bool = False
-    colour: tuple[float, float, float, float] | None = None
 
     def __post_init__(self) -> None:
         if not self.times or list(self.times) != sorted(self.times):
@@ -178,8 +176,6 @@ class ClipDecoder:
         frames = np.stack(self._picker.images)
         if request.flip:
             frames = frames[:, :, ::-1]
-        if request.colour is not None:
-            frames = adjust_colour(frames, request.colour)
         return np.ascontiguousarray(frames)
 
     def _end_audio(self) -> Float32[np.ndarray, "s"]:

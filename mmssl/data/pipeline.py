@@ -57,7 +57,10 @@ def collate(examples: Sequence[Example]) -> HostBatch:
         name: np.array([e["present"][name] for e in examples]) for name in names
     }
     ids: Any = np.array([e["example_id"] for e in examples], np.uint32)
-    raw = RawBatch(media=media, present=present, example_id=ids)
+    colour: Any = None
+    if "colour" in examples[0]:
+        colour = np.stack([e["colour"] for e in examples])
+    raw = RawBatch(media=media, present=present, example_id=ids, colour=colour)
     return HostBatch(raw, [e["info"] for e in examples if e["info"] is not None])
 
 

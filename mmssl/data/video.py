@@ -3,18 +3,14 @@
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import UInt8
 
 Box = tuple[float, float, float, float]
 """(top, left, height, width) as fractions of the upright frame."""
 
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
-# Rec. 601 luma; YIQ is the space in which hue is a rotation.
-_YIQ = np.array(
-    [[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]]
-)
-_RGB = np.linalg.inv(_YIQ)
+SAME_COLOUR = (0.0, 1.0, 1.0, 0.0)
+"""What `draw_colour` gives where every strength is 0."""
 
 
 def centre_box(height: float, width: float, size: tuple[int, int]) -> Box:
@@ -77,7 +73,7 @@ def draw_colour(
     saturation: float,
     hue: float,
 ) -> tuple[float, float, float, float]:
-    """Draws for `adjust_colour`; a strength of 0 leaves its property alone.
+    """Draws for `models.colour.jitter`; a strength of 0 leaves its property alone.
 
     Strengths as in VATT section B6: brightness 32/255, contrast 0.4, saturation 0.4,
     hue 0.2 (of a full turn).
@@ -89,40 +85,6 @@ def draw_colour(
         float(1 + s * saturation),
         float(h * hue),
     )
-
-
-def adjust_colour(
-    frames: UInt8[np.ndarray, "f h w 3"], colour: tuple[float, float, float, float]
-) -> UInt8[np.ndarray, "f h w 3"]:
-    """One colour change for all frames, clipped to [0, 255].
-
-    Brightness adds, saturation and hue scale and rotate chroma (in YIQ), contrast
-    stretches around the clip's mean colour: together one affine map of RGB, so one
-    pass over the pixels.
-
-    Args:
-      frames: RGB.
-      colour: (added brightness in [-1, 1], contrast factor, saturation factor, hue in
-        turns), as `draw_colour` gives.
-    """
-    brightness, contrast, saturation, hue = colour
-    angle = 2 * np.pi * hue
-    turn = np.array(
-        [
-            [1, 0, 0],
-            [0, saturation * np.cos(angle), -saturation * np.sin(angle)],
-            [0, saturation * np.sin(angle), saturation * np.cos(angle)],
-        ]
-    )
-    flat = frames.reshape(-1, 3)
-    matrix = _RGB @ turn @ _YIQ
-    columns = frames.reshape(-1, frames.shape[2] * 3).sum(axis=0, dtype=np.uint64)
-    mean = matrix @ (columns.reshape(-1, 3).sum(axis=0) / len(flat))
-    offset = (1 - contrast) * mean + 255 * brightness
-    out = flat.astype(np.float32) @ (contrast * matrix).T.astype(np.float32)
-    out += (offset + 0.5).astype(np.float32)  # + 0.5: truncation then rounds
-    np.clip(out, 0, 255, out=out)
-    return out.astype(np.uint8).reshape(frames.shape)
 
 
 def check_region(region: Sequence[float]) -> None:

@@ -168,11 +168,13 @@ class View:
             shape = (self.text.candidates, self.text.length)
             media["text"] = np.zeros(shape, np.int32)
         present = dict.fromkeys(media, False)
+        if self.train and self.video is not None and self.video.colour > 0:
+            media["colour"] = np.array(video_lib.SAME_COLOUR, np.float32)
         return {**media, "present": present, "example_id": np.uint32(0), "info": None}
 
     def faulty(self, name: str, fault: str, *, window: int = 0) -> Example:
         """As `empty`, but a sample: one of which nothing is known but its fault."""
-        info = {"id": name, "labels": {}, "start": 0.0, "window": window}
+        info = {"id": name, "labels": {}, "classes": [], "start": 0.0, "window": window}
         return {
             **self.empty(),
             "example_id": np.uint32(example_id(name)),
@@ -195,10 +197,11 @@ class View:
 
         Returns:
           The configured ones of `video` [f, h, w, 3] uint8, `audio` [s] float32 and
-          `text` [n, t] int32 (zeros where absent); `present` {modality: bool};
-          `example_id` uint32; `info`: id, labels, classes (those of `meta`, where
-          a clip has several), start (seconds), window, faults
-          (fault classes met), texts (the candidates).
+          `text` [n, t] int32 (zeros where absent); `colour` [4] float32, where the
+          video's is to be changed (on the device: `models.colour`); `present`
+          {modality: bool}; `example_id` uint32; `info`: id, labels, classes (those of
+          `meta`, where a clip has several), start (seconds), window, faults (fault
+          classes met), texts (the candidates).
         """
         if self.train and rng is None:
             raise ValueError("a training view needs a random generator")
@@ -275,11 +278,14 @@ class View:
         )
         if request.video is None and request.audio is None:
             return
+        colour = self._colour(rng) if request.video is not None else None
         clip = self.pool.clip(record.media, request)
         faults.extend(clip.faults.values())
         if clip.video is not None:
             example["video"] = clip.video
             example["present"]["video"] = True
+            if colour is not None:
+                example["colour"] = np.array(colour, np.float32)
         if clip.audio is not None and self.audio is not None:
             wave = clip.audio
             if rng is not None and self.audio.noise > 0:
@@ -299,20 +305,27 @@ class View:
         if rng is None:
             return plain
         flip = float(rng.uniform()) < view.flip
-        attempts, colour = (), None
+        attempts = ()
         if view.crop_area is not None:
             attempts = video_lib.draw_attempts(
                 rng, area=view.crop_area, aspect=view.crop_aspect
             )
-        if float(rng.uniform()) < view.colour:
-            colour = video_lib.draw_colour(
-                rng,
-                brightness=view.brightness,
-                contrast=view.contrast,
-                saturation=view.saturation,
-                hue=view.hue,
-            )
-        return dataclasses.replace(plain, attempts=attempts, flip=flip, colour=colour)
+        return dataclasses.replace(plain, attempts=attempts, flip=flip)
+
+    def _colour(
+        self, rng: np.random.Generator | None
+    ) -> tuple[float, float, float, float] | None:
+        """Draws for `models.colour.jitter`, or None: as it is."""
+        view = self.video
+        if view is None or rng is None or float(rng.uniform()) >= view.colour:
+            return None
+        return video_lib.draw_colour(
+            rng,
+            brightness=view.brightness,
+            contrast=view.contrast,
+            saturation=view.saturation,
+            hue=view.hue,
+        )
 
     def _audio_request(self, start: float) -> AudioRequest | None:
         if self.audio is None:

@@ -19,7 +19,7 @@ from jaxtyping import Array, Key
 
 from mmssl import errors, rng, trees, types
 from mmssl.models import backbone as backbones
-from mmssl.models import encoder, presets, record, tokenize
+from mmssl.models import colour, encoder, presets, record, tokenize
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,7 +67,10 @@ class Model:
         for name, tokenizer in self.tokenizers.items():
             if name not in raw.media:
                 continue
-            mb = tokenizer(raw.media[name], raw.present[name])
+            media = raw.media[name]
+            if name == "video" and raw.colour is not None:
+                media = colour.jitter(media, raw.colour)
+            mb = tokenizer(media, raw.present[name])
             if key is not None and name in self.keep:
                 mb = tokenize.drop_tokens(
                     mb,

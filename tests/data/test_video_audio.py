@@ -6,41 +6,6 @@ import pytest
 from mmssl.data import audio, video
 
 
-def hue_saturation(rgb: np.ndarray, saturation: float, hue: float) -> np.ndarray:
-    """Rec. 601 luma kept, chroma scaled and turned, written out per pixel."""
-    y = rgb @ [0.299, 0.587, 0.114]
-    i = rgb @ [0.5959, -0.2746, -0.3213]
-    q = rgb @ [0.2115, -0.5227, 0.3112]
-    turned = saturation * (i + 1j * q) * np.exp(2j * np.pi * hue)
-    to_rgb = np.linalg.inv(
-        [[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]]
-    )
-    return np.stack([y, turned.real, turned.imag], axis=-1) @ to_rgb.T
-
-
-@pytest.mark.parametrize(
-    "colour", [(0.0, 1.0, 1.0, 0.0), (0.1, 1.3, 0.7, 0.1), (-0.1, 0.6, 1.4, -0.2)]
-)
-def test_colour_equals_the_reference(colour: tuple[float, float, float, float]) -> None:
-    frames = np.random.default_rng(0).integers(0, 256, (3, 5, 7, 3), dtype=np.uint8)
-    brightness, contrast, saturation, hue = colour
-    x = hue_saturation(frames.astype(np.float64), saturation, hue)
-    mean = x.mean(axis=(0, 1, 2))
-    x = (x - mean) * contrast + mean + 255 * brightness
-    expected = np.clip(x, 0, 255)
-    out = video.adjust_colour(frames, colour)
-    assert out.dtype == np.uint8
-    assert np.abs(out - expected).max() <= 0.5 + 1e-3
-
-
-def test_colour_keeps_luma_of_hue_and_is_the_same_for_all_frames() -> None:
-    frame = np.random.default_rng(1).integers(64, 192, (1, 6, 6, 3), dtype=np.uint8)
-    frames = np.repeat(frame, 4, axis=0)
-    out = video.adjust_colour(frames, (0.0, 1.0, 1.0, 0.05))
-    assert (out == out[:1]).all()
-    assert (out != frames).any()
-
-
 def test_centre_box_keeps_the_aspect_and_the_whole_short_side() -> None:
     for height, width, size in (
         (100, 200, (50, 50)),

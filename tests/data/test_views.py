@@ -11,6 +11,7 @@ from mmssl.data import text as text_lib
 from mmssl.data.media import Clip, ClipRequest
 from mmssl.data.pool import DecodePool, MediaFault
 from mmssl.data.records import Record, Segment, Word, example_id
+from mmssl.data.video import SAME_COLOUR
 from mmssl.data.views import PARTS, View
 from mmssl.errors import UserError
 from tests.data import media_files
@@ -86,7 +87,7 @@ def test_the_evaluation_window_is_the_centre_and_nothing_is_augmented(words) -> 
     assert request.video.times == pytest.approx((4.0, 4.5, 5.0, 5.5))
     assert (request.audio.start, request.audio.samples) == (4.0, 2000)
     assert (request.video.attempts, request.video.flip) == ((), False)
-    assert request.video.colour is None
+    assert "colour" not in example
     np.testing.assert_array_equal(example["audio"], np.full(2000, 0.5, np.float32))
     assert example["video"].shape == (4, 6, 8, 3)
     assert example["present"] == {"video": True, "audio": True, "text": True}
@@ -125,6 +126,20 @@ def test_training_is_a_pure_function_of_record_and_generator(words) -> None:
         train(record())
 
 
+def test_colour_is_drawn_here_and_changed_on_the_device(words) -> None:
+    pool = FakePool()
+    always, never = (
+        view(pool, words, train=True, video=VIDEO | {"colour": share})
+        for share in (1.0, 1e-9)
+    )
+    drawn = always(record(), np.random.default_rng(0))["colour"]
+    assert drawn.dtype == np.float32
+    assert abs(drawn[0]) <= 32 / 255
+    assert (np.abs(drawn - SAME_COLOUR) > 0).all()
+    for same in (never(record(), np.random.default_rng(0)), always.empty()):
+        np.testing.assert_array_equal(same["colour"], SAME_COLOUR)
+
+
 def test_augmentations_can_be_switched_off(words) -> None:
     pool = FakePool()
     off = {"crop_area": None, "flip": 0.0, "colour": 0.0}
@@ -134,7 +149,8 @@ def test_augmentations_can_be_switched_off(words) -> None:
     example = plain(record(), np.random.default_rng(0))
     video = pool.requests[0].video
     assert video is not None
-    assert (video.attempts, video.flip, video.colour) == ((), False, None)
+    assert (video.attempts, video.flip) == ((), False)
+    assert "colour" not in example
     assert (example["audio"] == 0.5).all()
 
 
