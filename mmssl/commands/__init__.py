@@ -8,7 +8,8 @@ import argparse
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from mmssl.errors import nearest
@@ -119,19 +120,73 @@ def table(rows: Sequence[Sequence[Any]], *, header: Sequence[str] = ()) -> str:
 def counter(what: str) -> Callable[[int, int, str], None]:
     """A progress callback (done, total, message): one line on a terminal, kept short.
 
-    Elsewhere (a log file) a line every tenth of the way.
+    Says how many a second and how long it will take. Elsewhere (a log file) a line
+    every tenth of the way.
     """
     live = sys.stderr.isatty()
+    started = time.monotonic()
+    first = last = -1
 
     def show(done: int, total: int, message: str) -> None:
+        nonlocal started, first, last
+        if done == last == total:
+            return
+        if first < 0 or done < last:  # what was there at the start took no time
+            first, started = max(0, done - 1), time.monotonic()
+        tenth = last < 0 or done * 10 // total > last * 10 // total
+        seconds = time.monotonic() - started
+        rate = (done - first) / seconds if seconds > 0 else 0.0
+        text = f"{done}/{total} {what}  {message}"
+        if seconds > 2 and rate > 0:
+            text += f"  {rate:.3g}/s, {duration((total - done) / rate)} left"
         if live:
             end = "\n" if done == total else ""
-            text = f"\r{done}/{total} {what}  {message}"
-            print(f"{text[:79]:<79}", end=end, file=sys.stderr, flush=True)
-        elif done == total or done * 10 // total > (done - 1) * 10 // total:
-            print(f"{done}/{total} {what}  {message}", file=sys.stderr, flush=True)
+            print(f"\r{text[:79]:<79}", end=end, file=sys.stderr, flush=True)
+        elif tenth:
+            print(text, file=sys.stderr, flush=True)
+        last = done
 
     return show
+
+
+def duration(seconds: float) -> str:
+    """45 s, 12 min, 3.4 h or 5.1 days."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 48 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:.1f} days"
+
+
+def counts(counts: Mapping[str, Any], most: int = 8) -> str:
+    """A name and a count after the other, the first few of them."""
+    shown = [f"{name} {count}" for name, count in list(counts.items())[:most]]
+    more = [f"{len(counts) - most} more"] if len(counts) > most else []
+    return ", ".join(shown + more) or "none"
+
+
+def add_overwrite(parser: Any) -> None:
+    """The option that replaces a folder."""
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace what an earlier call of this command wrote there",
+    )
+
+
+def positive(text: str) -> int:
+    """The type of an argument that is a whole number from 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(
+            f"expected a whole number from 1, found {text}"
+        )
+    return value
+
+
+positive.__name__ = "whole number"
 
 
 def _cell(value: Any) -> str:

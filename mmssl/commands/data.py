@@ -2,11 +2,10 @@
 
 import argparse
 import os
-from collections.abc import Mapping
 from typing import Any
 
 from mmssl import commands
-from mmssl.commands import manifest, view
+from mmssl.commands import build, manifest, view
 
 
 def add(subparsers: Any) -> None:
@@ -21,56 +20,12 @@ def add(subparsers: Any) -> None:
         example="mmssl data build --folder my_videos --out data/mine",
     )
     members = commands.subcommands(group)
-    _add_build(members)
+    build.add(members)
     manifest.add(members)
     _add_validate(members)
     view.add(members)
     _add_demo(members)
     _add_tokenizer(members)
-
-
-def _add_build(members: Any) -> None:
-    parser = commands.command(
-        members,
-        "build",
-        build,
-        summary="media files (+ text) to a dataset",
-        about="Reads every file once, in worker processes with limits on time, memory "
-        "and pixels; writes the good ones, encoded as they are, to ArrayRecord shards "
-        "that plain TFDS can read. OUT/build_report.json says what was used and the "
-        "class of fault of everything that was not. The dataset appears whole or not "
-        "at all.",
-        example="""
-            mmssl data build --folder my_videos --out data/mine
-            mmssl data build --manifest clips.jsonl --out data/mine \\
-                --splits train=0.8,validation=0.1,test=0.1
-
-            A line of the manifest (only "media" is needed; relative to the manifest):
-            {"id": "a1", "media": "a1.mp4", "text": "pouring tea",
-             "labels": {"verb": "pour"}}
-            A folder: the .txt, .srt, .vtt or .json beside each file is its text.
-        """,
-    )
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--manifest", metavar="M.jsonl", help="one JSON object a line")
-    source.add_argument("--folder", metavar="MEDIA", help="media files, searched deep")
-    parser.add_argument("--out", metavar="DIR", required=True, help="a new folder")
-    parser.add_argument(
-        "--splits",
-        metavar="NAME=SHARE,...",
-        type=_splits,
-        default="train=0.9,test=0.1",
-        help="shares by hash of the group, or of the id, so a clip never changes "
-        "sides (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--workers",
-        type=_positive,
-        metavar="N",
-        default=os.cpu_count() or 1,
-        help="processes that read the media (default: one per core, %(default)s here)",
-    )
-    _add_overwrite(parser)
 
 
 def _add_validate(members: Any) -> None:
@@ -94,7 +49,7 @@ def _add_validate(members: Any) -> None:
     )
     parser.add_argument(
         "--workers",
-        type=_positive,
+        type=commands.positive,
         metavar="N",
         default=os.cpu_count() or 1,
         help="processes that read the media (default: one per core, %(default)s here)",
@@ -115,7 +70,7 @@ def _add_demo(members: Any) -> None:
     parser.add_argument("--out", metavar="DIR", required=True, help="a new folder")
     parser.add_argument(
         "--clips",
-        type=_positive,
+        type=commands.positive,
         metavar="N",
         default=400,
         help="how many (default: %(default)s)",
@@ -134,7 +89,7 @@ def _add_demo(members: Any) -> None:
         default=0.25,
         help="share of clips with another clip's sound or text (default: %(default)s)",
     )
-    _add_overwrite(parser)
+    commands.add_overwrite(parser)
 
 
 def _add_tokenizer(members: Any) -> None:
@@ -164,64 +119,11 @@ def _add_tokenizer(members: Any) -> None:
     )
     parser.add_argument(
         "--vocab-size",
-        type=_positive,
+        type=commands.positive,
         metavar="N",
         default=1024,
         help="at most (default: %(default)s)",
     )
-
-
-def build(arguments: argparse.Namespace) -> None:
-    from mmssl.data import build as room
-
-    done = room.build(
-        manifest=arguments.manifest,
-        folder=arguments.folder,
-        out=arguments.out,
-        splits=arguments.splits,
-        workers=arguments.workers,
-        overwrite=arguments.overwrite,
-        progress=commands.counter("files"),
-    )
-    hours, size = done.duration_seconds / 3600, done.bytes / 2**20
-    print(
-        f"{arguments.out}: {done.used} of {done.rows} clips, "
-        f"{hours:.2f} hours, {size:.1f} MiB, in {done.seconds:.0f} s"
-    )
-    print("splits:     " + _counts(done.splits))
-    if coverage := done.dataset.get("coverage"):
-        found = {split: manifest.coverage(counts) for split, counts in coverage.items()}
-        print("found:      " + _counts(found))
-    print("modalities: " + _counts(done.modalities))
-    for column, classes in done.labels.items():
-        print(f"label {column}: " + _counts(classes))
-    for title, counts, files in (
-        ("left out", done.faults, done.files),
-        ("used in part", done.partial, done.partial_files),
-    ):
-        if counts:
-            rows = [(k, n, ", ".join(files[k][:3])) for k, n in counts.items()]
-            print("\n" + commands.table(rows, header=(title, "files", "such as")))
-    if done.leaks:
-        pairs = (
-            " = ".join(f"{ids[0]} ({split})" for split, ids in places.items())
-            for places in done.leaks[:3]
-        )
-        print(
-            f"\nwarning: {len(done.leaks)} media with the same bytes in more than one "
-            f"split, such as {', '.join(pairs)}; remove the copies, or give their "
-            'rows one "group" in the manifest: it is hashed in place of the id'
-        )
-    if done.faults or done.partial or done.leaks:
-        print(f"\nall of them: {os.path.join(arguments.out, 'build_report.json')}")
-    if done.modalities["text"]:
-        print(f"\nnext: mmssl data tokenizer --data {arguments.out}")
-
-
-def _counts(counts: Mapping[str, Any], most: int = 8) -> str:
-    shown = [f"{name} {count}" for name, count in list(counts.items())[:most]]
-    more = [f"{len(counts) - most} more"] if len(counts) > most else []
-    return ", ".join(shown + more) or "none"
 
 
 def validate(arguments: argparse.Namespace) -> int:
@@ -235,7 +137,7 @@ def validate(arguments: argparse.Namespace) -> int:
     )
     print(
         f"{arguments.dir}: schema version {found['schema_version']}, "
-        f"{found['rows']} records ({_counts(found['splits'])}), "
+        f"{found['rows']} records ({commands.counts(found['splits'])}), "
         f"media of {found['media_decoded']} decoded"
     )
     for title, counts, ids, meanings in (
@@ -291,26 +193,6 @@ def tokenizer(arguments: argparse.Namespace) -> None:
     print(f"{done.path}: {done.kind}, {done.vocab_size} ids, from {done.texts} texts")
 
 
-def _add_overwrite(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="replace what an earlier call of this command wrote there",
-    )
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(
-            f"expected a whole number from 1, found {text}"
-        )
-    return value
-
-
-_positive.__name__ = "whole number"
-
-
 def _sample(text: str) -> int | None:
     """None = all."""
     if text == "all":
@@ -327,26 +209,3 @@ def _share(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"expected a share from 0 to 1, found {text}")
     return value
-
-
-def _splits(text: str) -> dict[str, float]:
-    from mmssl.data import splits
-    from mmssl.errors import UserError
-
-    shares: dict[str, float] = {}
-    for part in text.split(","):
-        name, equals, share = part.partition("=")
-        try:
-            if not name or not equals or name in shares:
-                raise ValueError
-            shares[name] = float(share)
-        except ValueError:
-            raise argparse.ArgumentTypeError(
-                f"expected NAME=SHARE,..., each name once, like train=0.9,test=0.1; "
-                f"found {text!r}"
-            ) from None
-    try:
-        splits.check_splits(shares)
-    except UserError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return shares

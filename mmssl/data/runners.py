@@ -3,6 +3,8 @@
 import atexit
 import contextlib
 import functools
+import importlib.util
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -83,6 +85,11 @@ def _here(
         shards.write(root, task, settings=settings, pool=pool, count=one)
 
 
+def default() -> str | None:
+    """Beam's local runner where Beam is installed."""
+    return LOCAL if importlib.util.find_spec("apache_beam") else None
+
+
 def options(runner: str, workers: int, extra: Sequence[str]) -> Any:
     """Beam's `PipelineOptions`.
 
@@ -93,6 +100,7 @@ def options(runner: str, workers: int, extra: Sequence[str]) -> Any:
     Raises:
       UserError: Beam is not installed.
     """
+    logging.disable(logging.WARNING)  # Beam tells of what it does not find
     try:
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError as e:
@@ -100,11 +108,17 @@ def options(runner: str, workers: int, extra: Sequence[str]) -> Any:
             f"--runner {runner} needs Apache Beam: run `pip install 'mmssl[beam]'`, or "
             f"leave --runner out ({e})"
         ) from e
+    finally:
+        logging.disable(logging.NOTSET)
     flags = [f"--{pair.removeprefix('--')}" for pair in extra]
     if runner == LOCAL:
+        local = (
+            "direct_running_mode=multi_processing",
+            f"direct_num_workers={workers}",
+            "default_sdk_harness_log_level=ERROR",
+        )
         # First, so that the user's own come last and win.
-        mode = ["--direct_running_mode=multi_processing"]
-        flags = [*mode, f"--direct_num_workers={workers}", *flags]
+        flags = [*(f"--{pair}" for pair in local), *flags]
     return PipelineOptions(flags)
 
 
