@@ -51,11 +51,12 @@ class Limits:
 
     Attributes:
       seconds: wall-clock time of one clip or one header probe.
-      probe_seconds: wall-clock time of one full probe, which decodes everything.
+      probe_seconds: wall-clock time of one complete decode: a full probe, or a
+        transcoding.
       memory_mb: address space a worker may add to what it needs to start.
       pixels: width x height of a frame.
       duration: seconds of media.
-      output_mb: decoded bytes of one clip.
+      output_mb: decoded bytes of one clip; encoded bytes of one transcoded file.
       streams: streams in one container.
     """
 

@@ -26,6 +26,7 @@ from mmssl.data import wire
 from mmssl.data.clips import Clip, ClipRequest
 from mmssl.data.faults import Limits, MediaFault
 from mmssl.data.media import Probe
+from mmssl.data.storage import Piece, Storage
 
 __all__ = ["Clip", "ClipRequest", "DecodePool", "Limits"]
 
@@ -203,6 +204,21 @@ class DecodePool:
         seconds = limits.probe_seconds if full else limits.seconds
         reply, _ = self._call(src, {"op": "probe", "full": full}, seconds)
         return Probe(**reply["probe"])
+
+    def transcode(self, src: Source, storage: Storage) -> tuple[Probe, list[Piece]]:
+        """Describes media and encodes them anew; see `transcode.transcode`.
+
+        Raises:
+          MediaFault: nothing in it can be used.
+        """
+        header = {"op": "transcode", "storage": dataclasses.asdict(storage)}
+        reply, data = self._call(src, header, self.limits.probe_seconds)
+        pieces, view = [], memoryview(data)
+        for part in reply["pieces"]:
+            media, view = bytes(view[: part["media"]]), view[part["media"] :]
+            probe = Probe(**part["probe"])
+            pieces.append(Piece(part["start"], part["end"], media, probe))
+        return Probe(**reply["probe"]), pieces
 
     def clip(self, src: Source, request: ClipRequest) -> Clip:
         """Decodes one window of media; see `media.decode_clip`.

@@ -155,26 +155,63 @@ def mono(frame: Any) -> Float32[np.ndarray, "s"]:
     return ((wave - middle) / full).astype(np.float32)
 
 
+class MonoStream:
+    """Mono samples of one audio stream, at the rate of its first frame.
+
+    Attributes:
+      rate: Hz; 0 before the first frame.
+    """
+
+    # Stamps are rounded (1 ms in Matroska): smaller steps than this are no gap.
+    _JITTER = 0.05
+
+    def __init__(self) -> None:
+        self.rate = 0
+        self._resampler: Any = None
+
+    def __call__(self, frame: Any) -> Float32[np.ndarray, "s"]:
+        """The samples of the next frame, of any rate, layout and sample format."""
+        import soxr
+
+        self.rate = self.rate or frame.sample_rate
+        wave = mono(frame)
+        if frame.sample_rate == self.rate:
+            return wave
+        rates = (frame.sample_rate, self.rate)
+        if self._resampler is None or self._resampler[0] != rates:
+            self._resampler = (rates, soxr.ResampleStream(*rates, 1))
+        return self._resampler[1].resample_chunk(wave)
+
+    def gap(self, time: float | None, at: int | None) -> int:
+        """Samples between `at` and a frame stamped `time`; below 0: they overlap.
+
+        Args:
+          time: seconds from where samples are counted; None: no stamp, no gap.
+          at: number of the next sample; None: none was there before.
+        """
+        if time is None:
+            return 0
+        found = round(time * self.rate) - (at or 0)
+        small = at is not None and abs(found) <= self._JITTER * self.rate
+        return 0 if small else found
+
+
 class AudioWindow:
     """Mono samples of [start, start + seconds), placed by timestamps, gaps silent."""
 
     # Context on both sides, so that the resampler's edges fall outside the window.
     _CONTEXT = 0.05
-    # Stamps are rounded (1 ms in Matroska): smaller steps than this are no gap.
-    _JITTER = 0.05
 
     def __init__(self, request: "AudioRequest", origin: float) -> None:
         self.start = request.start
         self._samples = request.samples
         self._rate = request.rate
         self._origin = origin
-        self._source_rate = 0
         self._margin = 0.0
         self._buffer = np.zeros(0, np.float32)
         self._next: int | None = None
-        self._resampler: Any = None
+        self._mono = MonoStream()
         self._end = float("-inf")
-        self.seen = 0
         self.first: float | None = None
 
     @property
@@ -183,32 +220,27 @@ class AudioWindow:
 
     def push(self, frame: Any) -> None:
         """Takes a decoded frame of any rate, layout and sample format."""
+        wave = self._mono(frame)
         if self._next is None:
-            self._source_rate = frame.sample_rate
             # A whole number of samples at both rates, or the window would be shifted.
-            common = math.gcd(self._source_rate, self._rate)
+            common = math.gcd(self._mono.rate, self._rate)
             self._margin = math.ceil(self._CONTEXT * common) / common
             seconds = self._samples / self._rate + 2 * self._margin
-            self._buffer = np.zeros(
-                int(np.ceil(seconds * self._source_rate)), np.float32
-            )
+            self._buffer = np.zeros(int(np.ceil(seconds * self._mono.rate)), np.float32)
         stamp = frame_seconds(frame)
-        wave = self._mono(frame)
-        self.seen += len(wave)
-        at = self._next
+        place = None
         if stamp is not None:
             time = stamp - self._origin
             self.first = time if self.first is None else self.first
-            place = round((time - self.start + self._margin) * self._source_rate)
-            if at is None or abs(place - at) > self._JITTER * self._source_rate:
-                at = place
-        elif at is None:
-            at = round((self._margin - self.start) * self._source_rate)
+            place = time - self.start + self._margin
+        elif self._next is None:
+            place = self._margin - self.start
+        at = (self._next or 0) + self._mono.gap(place, self._next)
         low, high = max(at, 0), min(at + len(wave), len(self._buffer))
         if low < high:
             self._buffer[low:high] = wave[low - at : high - at]
         self._next = at + len(wave)
-        self._end = max(self._end, self._next / self._source_rate - self._margin)
+        self._end = max(self._end, self._next / self._mono.rate - self._margin)
 
     def finish(self) -> Float32[np.ndarray, "s"]:
         """The window at the asked rate, in [-1, 1], zeros where there is no audio.
@@ -223,22 +255,10 @@ class AudioWindow:
         if self._end <= 0:
             raise MediaFault("ended", f"{-self._end:.2f} s before the window")
         wave = np.clip(np.nan_to_num(self._buffer), -1, 1)
-        if self._source_rate != self._rate:
-            wave = soxr.resample(wave, self._source_rate, self._rate, quality="HQ")
+        if self._mono.rate != self._rate:
+            wave = soxr.resample(wave, self._mono.rate, self._rate, quality="HQ")
         skip = round(self._margin * self._rate)
         out = np.zeros(self._samples, np.float32)
         wave = wave[skip : skip + self._samples]
         out[: len(wave)] = wave
         return np.clip(out, -1, 1, out=out)
-
-    def _mono(self, frame: Any) -> np.ndarray:
-        """Mono samples at the first frame's rate."""
-        import soxr
-
-        wave = mono(frame)
-        rates = (frame.sample_rate, self._source_rate)
-        if rates[0] == rates[1]:
-            return wave
-        if self._resampler is None or self._resampler[0] != rates:
-            self._resampler = (rates, soxr.ResampleStream(*rates, 1))
-        return self._resampler[1].resample_chunk(wave)

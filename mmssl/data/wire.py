@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 _LENGTHS = struct.Struct("!IQ")
-_MAX_HEADER = 2**20
+_MAX_HEADER = 2**24
 
 
 class ClosedError(Exception):

@@ -46,6 +46,8 @@ def _answer(
     if header["op"] == "probe":
         found = media.probe(src, full=header["full"], limits=limits)
         return {"probe": dataclasses.asdict(found)}, []
+    if header["op"] == "transcode":
+        return _transcoded(src, header["storage"], limits)
     request = media.ClipRequest.from_json(header["request"])
     clip = media.decode_clip(src, request, limits=limits)
     reply: dict[str, Any] = {"faults": clip.faults, "video": None, "audio": None}
@@ -55,6 +57,20 @@ def _answer(
             reply[name] = list(array.shape)
             chunks.append(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return reply, chunks
+
+
+def _transcoded(
+    src: bytes | str, storage: dict[str, Any], limits: Limits
+) -> tuple[dict[str, Any], list[memoryview]]:
+    from mmssl.data import transcode
+    from mmssl.data.storage import Storage
+
+    probe, pieces = transcode.transcode(src, Storage(**storage), limits=limits)
+    chunks = [memoryview(piece.media) for piece in pieces]
+    parts = [
+        dataclasses.asdict(piece) | {"media": len(piece.media)} for piece in pieces
+    ]
+    return {"probe": dataclasses.asdict(probe), "pieces": parts}, chunks
 
 
 def serve(sock: socket.socket, limits: Limits) -> None:

@@ -1,0 +1,379 @@
+"""Media encoded anew at build: smaller, cut, quick to decode. Runs in the workers.
+
+One pass decodes a file, describes it, and encodes what is stored. What comes out are
+plain files: upright frames of square pixels, mono sound, time 0 at the first of both.
+"""
+
+import dataclasses
+import io
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from mmssl.data import container, media
+from mmssl.data.faults import Limits, MediaFault
+from mmssl.data.media import Probe, Source
+from mmssl.data.render import graph
+from mmssl.data.storage import AAC_RATES, Piece, Storage
+from mmssl.data.timeline import MonoStream
+
+_TICKS = 90_000
+_EPS = 1e-6
+_TURNS = {1: ("transpose=cclock",), 2: ("hflip=", "vflip="), 3: ("transpose=clock",)}
+
+
+def transcode(
+    src: Source, storage: Storage, *, limits: Limits | None = None
+) -> tuple[Probe, list[Piece]]:
+    """Decodes all of a file once; encodes it as `storage` says.
+
+    A last piece shorter than a second and than half a segment is left out, unless it is
+    the only one.
+
+    Returns:
+      What the file holds, and its pieces; one where `storage` does not cut.
+
+    Raises:
+      MediaFault: as a full probe; too_large: what is stored exceeds `output_mb`.
+    """
+    limits = limits or Limits()
+    with container.opened(src, limits) as streams:
+        cutter = _Cutter(streams, storage, limits)
+        probe = media.full_probe(streams, limits, cutter)
+        parts = list(cutter.finish())
+    length = storage.segment or probe.duration
+    pieces = []
+    for number, data in parts:
+        found = media.probe(data, limits=limits)
+        start = number * length
+        pieces.append(Piece(start, start + found.duration, data, found))
+    if len(pieces) > 1 and pieces[-1].probe.duration < min(1.0, length / 2):
+        pieces.pop()
+    return probe, pieces
+
+
+class _Track:
+    """One stream of one piece: an encoder, and the packets it gave.
+
+    The encoder belongs to a container that is never used: only when all packets are
+    there is it known which streams a piece has.
+    """
+
+    def __init__(
+        self, format: str, codec: str, limits: Limits, **settings: Any
+    ) -> None:
+        import av
+
+        self._scratch = av.open(io.BytesIO(), "w", format=format)
+        options = settings.pop("options", {})
+        rate = settings.pop("rate")
+        self.stream: Any = self._scratch.add_stream(codec, rate=rate, options=options)
+        for name, value in settings.items():
+            setattr(self.stream.codec_context, name, value)
+        self._scratch.start_encoding()
+        self._room = limits.output_mb * 2**20
+        self.packets: list[Any] = []
+
+    def encode(self, frame: Any) -> None:
+        """The next frame; None: no frame follows."""
+        for packet in self.stream.encode(frame):
+            self._room -= packet.size
+            if self._room < 0:
+                raise MediaFault("too_large", "what would be stored of it")
+            self.packets.append(packet)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Form:
+    """One way to encode."""
+
+    format: str
+    video: str
+    audio: str
+    pixels: str
+    range: str
+
+
+_FORMS = {
+    "h264": _Form("mp4", "libx264", "aac", "yuv420p", "tv"),
+    "jpeg": _Form("matroska", "mjpeg", "flac", "yuvj420p", "pc"),
+}
+
+
+class _Cutter:
+    """Encodes what a full probe decodes, piece by piece."""
+
+    def __init__(
+        self, streams: container.Streams, storage: Storage, limits: Limits
+    ) -> None:
+        self._form = _FORMS[storage.kind]
+        self._limits = limits
+        rate = streams.video and streams.video.average_rate
+        self._fps = Fraction(storage.fps or rate or 25).limit_denominator(1000)
+        self._pictures = _Pictures(streams, storage)
+        self._sound = _Sound(storage, limits)
+        self._tracks: dict[str, dict[int, _Track]] = {"video": {}, "audio": {}}
+
+    def picture(self, time: float, frame: Any, seconds: float) -> None:
+        for shown in self._pictures.push(time, frame, seconds):
+            self._show(*shown)
+
+    def sound(self, time: float | None, frame: Any) -> None:
+        for heard in self._sound.push(time, frame):
+            self._play(*heard)
+
+    def finish(self) -> Iterator[tuple[int, bytes]]:
+        """The number and the bytes of each piece that has anything in it."""
+        for shown in self._pictures.flush():
+            self._show(*shown)
+        for heard in self._sound.flush():
+            self._play(*heard)
+        video, audio = self._tracks["video"], self._tracks["audio"]
+        for tracks in (video, audio):
+            if tracks:
+                tracks[max(tracks)].encode(None)
+        for number in sorted(video.keys() | audio.keys()):
+            parts = [video[number]] if number in video else []
+            # What was filled in is no sound.
+            parts += [audio[number]] if number in self._sound.heard else []
+            if parts:
+                yield number, _muxed(self._form.format, parts)
+
+    def _track(self, kind: str, number: int, **settings: Any) -> _Track:
+        tracks = self._tracks[kind]
+        if number not in tracks:
+            if tracks:
+                tracks[max(tracks)].encode(None)
+            codec = getattr(self._form, kind)
+            tracks[number] = _Track(self._form.format, codec, self._limits, **settings)
+        return tracks[number]
+
+    def _show(self, number: int, time: float, image: Any) -> None:
+        settings: dict[str, Any] = {
+            "width": image.width,
+            "height": image.height,
+            "pix_fmt": self._form.pixels,
+            "time_base": Fraction(1, _TICKS),
+        }
+        if self._form.video == "libx264":
+            settings["gop_size"] = max(1, round(self._fps))  # a second: seeks are cheap
+            # Without no-mbtree=1:threads=1 x264 gives other bytes at every run.
+            settings["options"] = {
+                "preset": "veryfast",
+                "crf": "23",
+                "x264-params": "no-mbtree=1:threads=1",
+            }
+        else:
+            settings["qmin"] = settings["qmax"] = 3
+        track = self._track("video", number, rate=self._fps, **settings)
+        image.pts, image.time_base = round(time * _TICKS), Fraction(1, _TICKS)
+        track.encode(image)
+
+    def _play(self, number: int, at: int, wave: np.ndarray) -> None:
+        import av
+
+        rate = self._sound.rate
+        settings: dict[str, Any] = {"layout": "mono", "rate": rate}
+        if self._form.audio == "aac":
+            settings["bit_rate"] = min(96_000, 4 * rate)
+        track = self._track("audio", number, **settings)
+        frame = av.AudioFrame.from_ndarray(wave[None], "fltp", "mono")
+        frame.sample_rate, frame.pts, frame.time_base = rate, at, Fraction(1, rate)
+        track.encode(frame)
+
+
+def _muxed(format: str, tracks: list[_Track]) -> bytes:
+    import av
+
+    out = io.BytesIO()
+    # Matroska would have a random number in it.
+    with av.open(out, "w", format=format, options={"fflags": "+bitexact"}) as box:
+        packets = []
+        for track in tracks:
+            stream: Any = box.add_stream_from_template(track.stream)
+            for packet in track.packets:
+                packet.stream = stream
+                packets.append(packet)
+        for packet in sorted(packets, key=lambda p: p.dts * p.time_base):
+            box.mux(packet)
+    return out.getvalue()
+
+
+class _Pictures:
+    """Decoded frames to those that are stored: (piece, seconds in it, frame)."""
+
+    def __init__(self, streams: container.Streams, storage: Storage) -> None:
+        self._step = 1 / storage.fps if storage.fps else None
+        self._length = storage.segment or float("inf")
+        self._scale = _Scale(streams, storage)
+        self._shown: tuple[float, Any] | None = None
+        self._end = self._next = 0.0
+        self._number = 0
+
+    def push(
+        self, time: float, frame: Any, seconds: float
+    ) -> Iterator[tuple[int, float, Any]]:
+        """What is stored before this frame is shown."""
+        if self._shown is not None:
+            yield from self._until(time)
+        else:
+            # As in decoding, the first frame stands for the time before it.
+            self._number = max(0, int((time + _EPS) // self._length))
+            time = self._next = self._start()
+        if self._step is None:
+            self._next = max(time, self._next)
+        self._shown, self._end = (time, frame), time + max(seconds, 2 * _EPS)
+
+    def flush(self) -> Iterator[tuple[int, float, Any]]:
+        """The frames that are left."""
+        if self._shown is not None:
+            yield from self._until(self._end)
+
+    def _start(self) -> float:
+        return self._number * self._length if self._number else 0.0
+
+    def _until(self, stop: float) -> Iterator[tuple[int, float, Any]]:
+        assert self._shown is not None
+        image = None
+        while self._next < stop - _EPS:
+            image = self._scale(self._shown[1]) if image is None else image
+            while self._next >= (self._number + 1) * self._length - _EPS:
+                self._number += 1
+            yield self._number, max(0.0, self._next - self._start()), image
+            # Its next time: on the grid of the piece, or where the next piece begins.
+            then = (self._number + 1) * self._length
+            if self._step is not None:
+                count = round((self._next - self._start()) / self._step) + 1
+                then = min(then, self._start() + count * self._step)
+            self._next = then
+            if self._step is None and then >= stop - _EPS:
+                self._next = stop
+                return
+
+
+class _Scale:
+    """Frames upright, of square pixels, of one size, progressive, without alpha."""
+
+    def __init__(self, streams: container.Streams, storage: Storage) -> None:
+        video = streams.video
+        self._aspect = float(video.sample_aspect_ratio or 1) if video else 1.0
+        self._short = storage.short_side
+        self._form = _FORMS[storage.kind]
+        self._size: tuple[int, int] | None = None
+        self._key: tuple[Any, ...] | None = None
+        self._graph: Any = None
+
+    def __call__(self, frame: Any) -> Any:
+        turns = container.quarter_turns(frame)
+        form, woven = frame.format.name, frame.interlaced_frame
+        key = (frame.width, frame.height, form, turns, woven)
+        if key != self._key:
+            wide, tall = self._fit(frame, turns)
+            if turns % 2:
+                wide, tall = tall, wide
+            sized = f"w={wide}:h={tall}:flags=bicubic:threads=1"
+            colour = f"out_range={self._form.range}:out_color_matrix=smpte170m"
+            self._graph = graph(
+                frame,
+                f"scale={sized}:{colour}",
+                f"format=pix_fmts={self._form.pixels}",
+                *_TURNS.get(turns, ()),
+            )
+            self._key = key
+        frame.pts = None
+        self._graph.push(frame)
+        return self._graph.pull()
+
+    def _fit(self, frame: Any, turns: int) -> tuple[int, int]:
+        """(width, height) of all frames: those of the first."""
+        if self._size is None:
+            wide, tall = frame.width * self._aspect, float(frame.height)
+            if turns % 2:
+                wide, tall = tall, wide
+            part = min(1.0, self._short / min(wide, tall)) if self._short else 1.0
+            # Chroma has half the resolution, so both are even.
+            even = [max(2, 2 * round(side * part / 2)) for side in (wide, tall)]
+            self._size = even[0], even[1]
+        return self._size
+
+
+class _Sound:
+    """Decoded sound to what is stored: (piece, samples into it, samples).
+
+    Attributes:
+      rate: Hz of what is stored.
+      heard: numbers of the pieces in which there was sound.
+    """
+
+    _CHUNK = 2**20
+
+    def __init__(self, storage: Storage, limits: Limits) -> None:
+        self._storage = storage
+        self._limits = limits
+        self._mono = MonoStream()
+        self._length = storage.segment or float("inf")
+        self._resampler: Any = None
+        self._read: int | None = None
+        self._written = self._number = 0
+        self.rate = 0
+        self.heard: set[int] = set()
+
+    def push(
+        self, time: float | None, frame: Any
+    ) -> Iterator[tuple[int, int, np.ndarray]]:
+        """What is known once these samples are."""
+        import soxr
+
+        wave = self._mono(frame)
+        source = self._mono.rate
+        if not self.rate:
+            self.rate = self._storage.audio_rate or self._nearest(source)
+            if self.rate != source:
+                self._resampler = soxr.ResampleStream(source, self.rate, 1)
+        gap = self._mono.gap(time, self._read)
+        self._read = self._read or 0
+        if (self._read + gap) / source > self._limits.duration:
+            raise MediaFault("too_long", "by the timestamps of its sound")
+        while gap > 0:
+            silence = np.zeros(min(gap, self._CHUNK), np.float32)
+            self._read += len(silence)
+            gap -= len(silence)
+            yield from self._written_of(silence)
+        wave = wave[-gap:] if gap < 0 else wave
+        if len(wave):
+            ends = (self._read / source, (self._read + len(wave) - 1) / source)
+            first, last = (int((end + _EPS) // self._length) for end in ends)
+            self.heard.update(range(first, last + 1))
+            self._read += len(wave)
+            yield from self._written_of(wave)
+
+    def flush(self) -> Iterator[tuple[int, int, np.ndarray]]:
+        """What the resampler still holds."""
+        if self._resampler is not None:
+            yield from self._written_of(np.zeros(0, np.float32), last=True)
+
+    def _nearest(self, rate: int) -> int:
+        rates = AAC_RATES if self._storage.kind == "h264" else (rate, 48_000)
+        return min((r for r in rates if rate <= r <= 192_000), default=48_000)
+
+    def _written_of(
+        self, wave: np.ndarray, last: bool = False
+    ) -> Iterator[tuple[int, int, np.ndarray]]:
+        if self._resampler is not None:
+            wave = self._resampler.resample_chunk(wave, last=last)
+        wave = np.clip(np.nan_to_num(wave), -1, 1).astype(np.float32, copy=False)
+        while len(wave):
+            room = len(wave)
+            if self._storage.segment is not None:
+                while self._written >= self._edge(self._number + 1):
+                    self._number += 1
+                room = self._edge(self._number + 1) - self._written
+            at = self._written - self._edge(self._number)
+            yield self._number, at, wave[:room]
+            self._written += len(wave[:room])
+            wave = wave[room:]
+
+    def _edge(self, number: int) -> int:
+        return round(number * self._length * self.rate) if number else 0
