@@ -4,7 +4,7 @@ import collections
 import contextlib
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from mmssl import check, clips, costs, evaluation, init_from, outputs, streams
 from mmssl import config as config_lib
 from mmssl import workdir as workdir_lib
 from mmssl.data import device, sources
+from mmssl.data.pipeline import FaultsMet
 from mmssl.errors import UserError
 from mmssl.experiment import Experiment
 from mmssl.export import safetensors_export
@@ -178,7 +179,8 @@ def train(
         faults = streams.faults(data)
         if distributed.first():
             _record(folder, described, data.seen * data.batch // data.local, faults)
-        view.console.print(progress.closing_table(summary, faults=faults))
+        met = sum((source.counts for source in faults), collections.Counter())
+        view.console.print(progress.closing_table(summary, faults=met))
     return summary
 
 
@@ -186,18 +188,35 @@ def _record(
     folder: pathlib.Path,
     described: dict[str, Any],
     seen: int,
-    faults: collections.Counter[str],
+    faults: Sequence[FaultsMet],
 ) -> None:
     """Adds what this session saw, and what all of them took, to data.json."""
     before = workdir_lib.read(folder, workdir_lib.DATA, remedy="use a new --workdir")
-    met = collections.Counter(before.get("media_faults_met", {})) + faults
+    described["datasets"] = [
+        now | {"faults_met": _met(then.get("faults_met", {}), met)}
+        for now, then, met in zip(
+            described["datasets"], before["datasets"], faults, strict=True
+        )
+    ]
     totals = {
         "samples_read": before.get("samples_read", 0) + seen,
-        "media_faults_met": dict(met),
         # From the log, which a killed session has written too.
         "train_seconds": sections.spent(report_files.read_run(folder)) or 0.0,
     }
     workdir_lib.write(folder, workdir_lib.DATA, described | totals)
+
+
+def _met(before: Mapping[str, Any], now: FaultsMet) -> dict[str, Any]:
+    """Fault class to {samples, files}: of earlier sessions and this one."""
+    found = {}
+    for name in sorted({*before, *now.counts}):
+        then = before.get(name, {"samples": 0, "files": []})
+        files = dict.fromkeys([*then["files"], *now.files.get(name, [])])
+        found[name] = {
+            "samples": then["samples"] + now.counts[name],
+            "files": list(files)[: FaultsMet.NAMED],
+        }
+    return found
 
 
 def open_run(workdir: str) -> Experiment:

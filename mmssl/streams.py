@@ -127,12 +127,20 @@ def eval_pipeline(
     )
 
 
-def faults(data: pipeline.Pipeline) -> collections.Counter[str]:
-    """Media faults met so far, in all processes; all call it together."""
-    counts = distributed.total(np.array([data.faults[name] for name in FAULTS]))
+def faults(data: pipeline.Pipeline) -> list[pipeline.FaultsMet]:
+    """Media faults met so far in all processes, per source; all call it together.
+
+    The files are some of those that this process met.
+    """
+    counts = np.array([[met.counts[name] for name in FAULTS] for met in data.met])
     # Processes that feed the same rows have met the same ones.
-    counts = counts * data.batch // data.local // jax.process_count()
-    return +collections.Counter(dict(zip(FAULTS, counts.tolist(), strict=True)))
+    counts = distributed.total(counts) * data.batch // data.local // jax.process_count()
+    return [
+        pipeline.FaultsMet(
+            +collections.Counter(dict(zip(FAULTS, row, strict=True))), met.files
+        )
+        for row, met in zip(counts.tolist(), data.met, strict=True)
+    ]
 
 
 def describe(experiment: Experiment) -> dict[str, Any]:
@@ -148,7 +156,9 @@ def describe(experiment: Experiment) -> dict[str, Any]:
                 "splits": metadata["splits"],
                 "fingerprint": fingerprint(path),
                 **{k: report[k] for k in ("used", "faults", "modalities")},
+                "partial": report.get("partial", {}),
                 "hours": report["duration_seconds"] / 3600,
+                "coverage": metadata.get("dataset", {}).get("coverage", {}),
             }
         )
     described: dict[str, Any] = {"datasets": found, "hardware": hardware()}

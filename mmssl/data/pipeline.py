@@ -40,8 +40,8 @@ class HostBatch:
 
     Attributes:
       raw: media [b, ...]; rows without media are zeros with present False.
-      info: per row id, labels, start, window, faults, texts; shorter than b where the
-        last batch of an evaluation is padded.
+      info: per row id, labels, start, window, faults, texts, and of `Pipeline.example`
+        source and file; shorter than b where the last batch of an evaluation is padded.
     """
 
     raw: RawBatch
@@ -92,6 +92,30 @@ class _Examples:
         return "_Examples"
 
 
+@dataclasses.dataclass
+class FaultsMet:
+    """Media faults that the samples of one source met.
+
+    Attributes:
+      counts: fault class to samples.
+      files: fault class to the first `NAMED` files, as the build's manifest named them.
+    """
+
+    NAMED = 10
+
+    counts: collections.Counter[str] = dataclasses.field(
+        default_factory=collections.Counter
+    )
+    files: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+
+    def add(self, name: str, file: str) -> None:
+        """One sample of `file` met a fault of class `name`."""
+        self.counts[name] += 1
+        named = self.files.setdefault(name, [])
+        if len(named) < self.NAMED and file not in named:
+            named.append(file)
+
+
 class Pipeline:
     """Batches for training (endless, shuffled) or evaluation (one pass, in order).
 
@@ -110,7 +134,7 @@ class Pipeline:
       max_fault_fraction: stop when a larger share of samples met a media fault.
 
     Attributes:
-      faults: fault class to count, of the batches given so far.
+      met: per source, the faults of the batches given so far.
       seen: samples given so far by this process (padding excluded).
       local: rows of a batch that this process feeds.
 
@@ -149,7 +173,7 @@ class Pipeline:
         self.seed = seed
         self.train = train
         self.shards = shards
-        self.faults: collections.Counter[str] = collections.Counter()
+        self.met = [FaultsMet() for _ in sources]
         self.seen = 0
         self._faulty = 0
         self._unread = ""
@@ -173,10 +197,16 @@ class Pipeline:
         """Batches in one pass; None: endless."""
         return None if self._total is None else -(-self._total // self.batch)
 
+    @property
+    def faults(self) -> collections.Counter[str]:
+        """Fault class to count, over all sources."""
+        return sum((met.counts for met in self.met), collections.Counter())
+
     def example(self, position: int) -> Example:
         """The example at a position of the stream of all processes.
 
         A record that cannot be read is a fault of class `read`, with nothing in it.
+        Its `info` also has `source`, an index, and `file`, of the media.
         """
         if self._total is not None and position >= self._total:
             return self.view.empty()
@@ -187,9 +217,13 @@ class Pipeline:
             record = self._sources[source][row]
         except ReadError as error:
             self._unread = str(error)
-            name = f"{self._sources[source]!r}[{row}]"
-            return self.view.faulty(name, "read", window=window)
-        return self.view(record, rng, window=window)
+            file = f"{self._sources[source]!r}[{row}]"
+            example = self.view.faulty(file, "read", window=window)
+        else:
+            file = record.media_name
+            example = self.view(record, rng, window=window)
+        example["info"] |= {"source": source, "file": file}
+        return example
 
     def _open(self) -> Iterator[HostBatch]:
         grain = order_lib.import_grain()
@@ -223,7 +257,8 @@ class Pipeline:
     def _count(self, found: HostBatch) -> None:
         self.seen += len(found.info)
         for info in found.info:
-            self.faults.update(info["faults"])
+            for name in info["faults"]:
+                self.met[info["source"]].add(name, info["file"])
             self._faulty += bool(info["faults"])
         share = self._faulty / max(self.seen, 1)
         if self.seen >= _MIN_SEEN and share > self._max_fault_fraction:

@@ -55,7 +55,9 @@ class Source:
 
     def __getitem__(self, index: int) -> Record:
         media = str(index).encode()
-        return Record(id=f"{self.name}{index}", media=media, meta={"probe": PROBE})
+        name = f"{self.name}{index}"
+        meta = {"probe": PROBE}
+        return Record(id=name, media=media, media_name=f"{name}.mp4", meta=meta)
 
     def __repr__(self) -> str:
         return f"Source({self.name})"
@@ -223,6 +225,10 @@ def test_faults_are_counted_and_a_set_fraction_stops_the_run() -> None:
     some = make(pool=pool, max_fault_fraction=0.5, train=False)
     batches = list(some)
     assert some.faults == {"crash": 4}
+    # By source, with the first files: 0, 5 and 10 of the first, 0 of the second.
+    assert [met.counts["crash"] for met in some.met] == [3, 1]
+    assert some.met[0].files == {"crash": ["a0.mp4", "a5.mp4", "a10.mp4"]}
+    assert some.met[1].files == {"crash": ["b0.mp4"]}
     assert some.seen == 17
     present = np.concatenate([b.raw.present["audio"] for b in batches])
     assert present.sum() == 13
