@@ -1,5 +1,6 @@
 """The whole road on real media: a demo world, a tiny model, every command's work."""
 
+import dataclasses
 import json
 import shutil
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import mmssl
-from mmssl import checkpoints, evaluate_runs, rng, runs, streams, trees
+from mmssl import checkpoints, cli, evaluate_runs, evaluation, rng, runs, streams, trees
 from mmssl import config as config_lib
 from mmssl.data import build, demo, device, tokenizer
 from mmssl.errors import UserError
@@ -253,6 +254,131 @@ def test_evaluations_inside_training_change_nothing(trained, load, tmp_path):
     assert [e["step"] for e in events] == [4, 6]
     last = json.loads((judged / "metrics.jsonl").read_text().splitlines()[-2])
     assert last["goodput/eval"] > 0
+
+
+def test_a_watch_goes_from_checkpoint_to_checkpoint(trained, tmp_path, monkeypatch):
+    workdir = tmp_path / "watched"
+    shutil.copytree(trained, workdir)
+    late = (workdir / "checkpoints" / "6").rename(tmp_path / "6")
+    found = evaluate_runs.watch(str(workdir), poll=0.01, protocols=("retrieval",))
+    assert next(found)["step"] == 3
+    late.rename(workdir / "checkpoints" / "6")
+    assert next(found)["step"] == 6
+    assert list(found) == []
+    lines = (workdir / "eval.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [3, 6]
+    assert "eval/retrieval/audio-text/R1" in json.loads(lines[0])
+    assert json.loads((workdir / "eval.json").read_text())["step"] == 6
+    assert list(evaluate_runs.watch(str(workdir))) == []
+
+    (workdir / "eval.jsonl").unlink()
+    called = []
+
+    def judge(self, step):
+        called.append(step)
+        if step == 3:  # retention takes it while it is read
+            shutil.rmtree(workdir / "checkpoints" / "3")
+            raise OSError("gone")
+        return json.loads((workdir / "eval.json").read_text())
+
+    monkeypatch.setattr(evaluate_runs.Judge, "__call__", judge)
+    assert [r["step"] for r in evaluate_runs.watch(str(workdir))] == [6]
+    assert called == [3, 6]
+    (workdir / "eval.jsonl").unlink()
+    monkeypatch.setattr(evaluate_runs.Judge, "__call__", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        list(evaluate_runs.watch(str(workdir)))
+
+
+def test_runs_are_compared_by_config_and_seed(trained, tmp_path, capsys):
+    if not (trained / "eval.npz").is_file():
+        evaluate_runs.evaluate_run(str(trained), protocols=("retrieval",))
+
+    def like(name, **changes):
+        shutil.copytree(trained, tmp_path / name)
+        config = json.loads((tmp_path / name / "config.json").read_text()) | changes
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+        return str(tmp_path / name)
+
+    base = [str(trained), like("one", seed=1)]
+    other = like("other", batch=16)
+    found = evaluate_runs.compare_runs([*base, other])
+    assert {row.group for row in found} == {" ".join(base), other}
+    assert all(row.difference in (None, 0) for row in found)
+    assert cli.main(["eval", "--compare", *base, other]) == 0
+    assert "95% interval" in capsys.readouterr().out
+    assert cli.main(["eval", "--compare", *base, "--ema"]) == 2
+    with pytest.raises(UserError, match="are the same run"):
+        evaluate_runs.compare_runs([base[0], like("two")])
+    for key, value, message in (
+        ("fingerprint", "0" * 64, "was evaluated with fingerprint"),
+        ("protocols", {"retrieval": {"version": 0}}, "retrieval was"),
+        ("outcomes_sha256", "0" * 64, "does not belong to eval.json"),
+    ):
+        result = json.loads((trained / "eval.json").read_text()) | {key: value}
+        (tmp_path / "two" / "eval.json").write_text(json.dumps(result))
+        with pytest.raises(UserError, match=message):
+            evaluate_runs.compare_runs([base[0], str(tmp_path / "two")])
+
+
+def test_the_average_is_what_eval_ema_judges(trained, load, tmp_path, capsys):
+    experiment = Experiment(load("--config.ema.decay=0.5"))
+    state, other = experiment.init_state(), experiment.init_state()
+    average = jax.tree.map(
+        lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape, x.dtype),
+        {"params": other.params, "heads": other.heads},
+    )
+    averaged = dataclasses.replace(state, **average)
+    found = []
+    for name, saved, option in (
+        ("average", dataclasses.replace(state, ema=average), ["--ema"]),
+        ("parameters", averaged, []),
+    ):
+        folder = tmp_path / name
+        with Checkpointer(folder / "checkpoints") as checkpointer:
+            checkpointer.save(saved, {}, step=6)
+        shutil.copyfile(trained / "data.json", folder / "data.json")
+        (folder / "config.json").write_text(json.dumps(experiment.config))
+        only = ["--workdir", str(folder), "--protocols", "retrieval", *option]
+        assert cli.main(["eval", *only]) == 0
+        found.append(json.loads((folder / "eval.json").read_text()))
+    assert found[0]["ema"]
+    assert found[0]["retrieval"] == found[1]["retrieval"]
+    assert found[0]["examples"] == found[1]["examples"]
+    # The parameters beside the average are those of the random initialisation.
+    cells = found[0]["retrieval"].values()
+    assert any(cell["trained"] != cell["random"] for cell in cells)
+    assert "retrieval" in capsys.readouterr().out
+
+
+def test_evaluating_on_eight_devices_with_padding_equals_one(load):
+    arms = []
+    for devices, batch in ((jax.devices(), 16), (jax.devices()[:1], 3)):
+        experiment = Experiment(load(OFFICIAL, f"--config.evals.batch={batch}"))
+        experiment.mesh = mesh_lib.make_mesh({"data": -1}, devices=devices)
+        with streams.open_pool(experiment) as pool:
+            evaluator = evaluation.Evaluator(
+                experiment,
+                pool,
+                path=experiment.datasets[0][0],
+                protocols=("retrieval", "zero_shot"),
+            )
+            arms.append(evaluator.arms({"": experiment.init_state()})[""])
+    eight, one = arms
+    assert eight.test.ids == one.test.ids
+    assert len(one.test.ids) % 3  # so that the last batch has padding
+    for space, members in one.test.spaces.items():
+        for m, x in members.items():
+            np.testing.assert_allclose(
+                eight.test.spaces[space][m], x, rtol=1e-4, atol=1e-5, err_msg=m
+            )
+    for column, prompts in one.prompts.items():
+        for space, x in prompts.vectors.items():
+            np.testing.assert_allclose(
+                eight.prompts[column].vectors[space], x, rtol=1e-4, atol=1e-5
+            )
+    results = [evaluator.judge(arm).sections for arm in arms]
+    assert results[0] == results[1]
 
 
 def batch_of(experiment):
