@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import mmssl
 from mmssl import files
-from mmssl.report import conflict, media, sections
+from mmssl.report import conflict, data, media, sections
 from mmssl.report.html import Markup, document, join, tag
 from mmssl.report.run import read_run
 
@@ -64,7 +64,7 @@ def write_report(
             conflicts,
             sections.samples(samples),
             sections.retrieval(retrieval),
-            sections.data(run),
+            data.data(run),
             sections.configuration(run),
         ),
         sections.footer(run, version=mmssl.__version__, made=made),

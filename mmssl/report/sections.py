@@ -28,17 +28,13 @@ def section(anchor: str, title: str, sources: Sequence[str], *body: Any) -> Mark
     return tag("section", side, tag("div", body, class_="body"), id=anchor)
 
 
-def _faults(run: Run) -> dict[str, int]:
-    """Fault class -> files, over all datasets."""
-    found: dict[str, int] = {}
-    for path, leaf in tables.leaves(run.data):
-        if "faults" in path[:-1] and isinstance(leaf, int):
-            found[path[-1]] = found.get(path[-1], 0) + leaf
-    return found
-
-
 def _faulty(run: Run) -> int:
-    return sum(_faults(run).values())
+    """Files that the builds of all datasets left out."""
+    return sum(
+        leaf
+        for path, leaf in tables.leaves(run.data)
+        if "faults" in path[:-1] and isinstance(leaf, int)
+    )
 
 
 def _first_path(config: Mapping[str, Any]) -> str | None:
@@ -203,11 +199,13 @@ def results(run: Run) -> Markup:
     groups: dict[str, list[tables.Result]] = {}
     for result in found:
         groups.setdefault(result.group, []).append(result)
+    there = tables.coverage(run.eval.get("coverage"))
     key = tag(
         "p",
         tag("b", "Bold: trained. "),
         tag("span", "random initialisation", class_="arm random"),
         tag("span", "chance", class_="arm chance"),
+        f"Judged on {there}." if there else None,
         class_="key-line",
     )
     body = [tables.result_table(rows, caption=name) for name, rows in groups.items()]
@@ -298,20 +296,6 @@ def retrieval(queries: Sequence[media.Query] | None) -> Markup:
             )
         )
     return section("retrieval", "Retrieval", (), blocks)
-
-
-def data(run: Run) -> Markup:
-    """Coverage, counts and faults."""
-    note = run.missing("data.json")
-    body: list[Markup] = [gap(f"{note}.")] if note else []
-    faults = _faults(run)
-    if faults:
-        body.append(tables.plain_table(("fault", "files"), list(faults.items())))
-    elif run.data:
-        body.append(tag("p", "No media faults."))
-    if run.data:
-        body.append(tables.settings(run.data))
-    return section("data", "Data", ("data.json",), body)
 
 
 def configuration(run: Run) -> Markup:

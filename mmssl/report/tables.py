@@ -157,6 +157,18 @@ def result_table(rows: Sequence[Result], *, caption: str) -> Markup:
     )
 
 
+def coverage(found: Any) -> str:
+    """`9,123 of 10,000 clips found (91%)`; "" where nothing is known."""
+    if not isinstance(found, Mapping):
+        return ""
+    have, listed = found.get("found"), found.get("listed")
+    if not isinstance(have, int):
+        return ""
+    if not isinstance(listed, int) or listed < 1:
+        return f"{have:,} clips found"
+    return f"{have:,} of {listed:,} clips found ({have / listed:.0%})"
+
+
 def scalar(value: Any) -> str:
     """A JSON leaf as text."""
     if isinstance(value, str):

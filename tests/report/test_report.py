@@ -94,7 +94,19 @@ def workdir(tmp_path: pathlib.Path) -> pathlib.Path:
     folder = tmp_path / "run-7"
     folder.mkdir()
     config = {"seed": 7, "steps": 50, "batch": 8, "model": {"backbone": "shared"}}
-    datasets = [{"path": p, "used": 31, "faults": {"truncated": 2}} for p in "ab"]
+    datasets = [
+        {
+            "path": f"data/{name}",
+            "used": 31,
+            "hours": 0.5,
+            "faults": {"truncated": 2},
+            "partial": {"audio_corrupt": 1},
+            "modalities": {"video": 31, "audio": 15},
+            "coverage": {"train": {"found": 31, "listed": 40}},
+            "faults_met": {"timeout": {"samples": 7, "files": [f"{name}/slow.mp4"]}},
+        }
+        for name in "ab"
+    ]
     data = {"datasets": datasets, "hardware": "1 x cpu"}
     events = [
         {"time": 1000.0, "event": "start", "step": 0},
@@ -138,6 +150,35 @@ def test_page_holds_everything_and_loads_nothing(workdir: pathlib.Path) -> None:
     policies = [given.get("content", "") for _, given in page.found]
     assert any(policy.startswith("default-src 'none'") for policy in policies)
     assert not re.search(r"url\(|@import|https?://", text)
+
+
+def test_data_is_told_source_by_source(workdir: pathlib.Path) -> None:
+    page = Page(write_report(workdir).read_text())
+    for name in "ab":
+        for part in (f"data/{name}", f"{name}/slow.mp4"):
+            assert part in page.text
+    found = page.text.split("31 of 40 clips found (78%)")
+    assert len(found) == 3
+    for part in ("audio_corrupt", "met in training", "30 min 00 s", "48%"):
+        assert part in page.text, part
+
+
+def test_coverage_stands_beside_the_results(workdir: pathlib.Path) -> None:
+    judged = evaluation() | {"coverage": {"found": 80, "listed": 100}}
+    (workdir / "eval.json").write_text(json.dumps(judged))
+    page = Page(write_report(workdir).read_text())
+    assert "Judged on 80 of 100 clips found (80%)." in page.text
+
+
+@pytest.mark.parametrize(
+    "datasets",
+    [3, [3], [{}], [{"used": "x", "faults": 3, "faults_met": {"a": 3, "b": {}}}]],
+)
+def test_damaged_data_does_not_stop_the_page(
+    workdir: pathlib.Path, datasets: object
+) -> None:
+    (workdir / "data.json").write_text(json.dumps({"datasets": datasets}))
+    assert 'id="data"' in write_report(workdir).read_text()
 
 
 def compared(workdir: pathlib.Path, *, pair: str = "va_vt") -> None:
