@@ -137,17 +137,21 @@ def _packed(frame: Any) -> list[Any]:
     return av.AudioResampler(form, frame.layout, frame.sample_rate).resample(frame)
 
 
+def _gains(layout: Any) -> np.ndarray:
+    if layout.name.endswith("channels"):  # "6 channels": no positions
+        return np.full(layout.nb_channels, 1 / layout.nb_channels)
+    return mono_gains([channel.name for channel in layout.channels])
+
+
 def mono(frame: Any) -> Float32[np.ndarray, "s"]:
     """The samples of a frame of any layout and sample format; see `mono_gains`."""
-    if frame.format.is_planar and len(frame.layout.channels) >= _MANY:
+    count = frame.layout.nb_channels
+    if frame.format.is_planar and count >= _MANY:
         (frame,) = _packed(frame)
     data = frame.to_ndarray()
-    names = [channel.name for channel in frame.layout.channels]
     if not frame.format.is_planar:
-        data = data.reshape(-1, len(names)).T
-    known = not frame.layout.name.endswith("channels")  # "6 channels": no positions
-    gains = mono_gains(names) if known else np.full(len(names), 1 / len(names))
-    wave = data[0] if len(names) == 1 else gains.astype(np.float32) @ data
+        data = data.reshape(-1, count).T
+    wave = data[0] if count == 1 else _gains(frame.layout).astype(np.float32) @ data
     if data.dtype.kind == "f":
         return wave.astype(np.float32, copy=False)
     middle = 128.0 if data.dtype.kind == "u" else 0.0
