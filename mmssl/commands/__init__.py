@@ -131,8 +131,10 @@ def counter(what: str) -> Callable[[int, int, str], None]:
         nonlocal started, first, last
         if done == last == total:
             return
-        if first < 0 or done < last:  # what was there at the start took no time
-            first, started = max(0, done - 1), time.monotonic()
+        if first < 0:
+            first = done
+        if done == first:  # what was there at the start took no time
+            started = time.monotonic()
         tenth = last < 0 or done * 10 // total > last * 10 // total
         seconds = time.monotonic() - started
         rate = (done - first) / seconds if seconds > 0 else 0.0

@@ -102,6 +102,7 @@ def options(runner: str, workers: int, extra: Sequence[str]) -> Any:
     """
     logging.disable(logging.WARNING)  # Beam tells of what it does not find
     try:
+        import apache_beam  # noqa: F401  all of it, while nobody listens
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError as e:
         raise UserError(
