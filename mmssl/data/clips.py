@@ -169,14 +169,9 @@ class ClipDecoder:
             self._picker.push(time, frame, self._stamps.seconds(frame))
 
     def _end_video(self) -> UInt8[np.ndarray, "f h w 3"]:
-        request = self._request.video
-        assert request is not None
         self._pick(self._stamps.flush())
         self._picker.finish()
-        frames = np.stack(self._picker.images)
-        if request.flip:
-            frames = frames[:, :, ::-1]
-        return np.ascontiguousarray(frames)
+        return np.stack(self._picker.images)
 
     def _end_audio(self) -> Float32[np.ndarray, "s"]:
         return self._window.finish()

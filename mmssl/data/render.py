@@ -94,6 +94,7 @@ class Renderer:
             frame,
             f"crop=w={width}:h={height}:x={left}:y={top}:exact=1",
             f"scale=w={out_w}:h={out_h}:flags=bilinear:threads=1",
+            *(["vflip" if turns % 2 else "hflip"] if self._request.flip else []),
             "format=pix_fmts=rgb24",
         )
 

@@ -1,5 +1,6 @@
 """Frames and samples by time, whatever the container says."""
 
+import dataclasses
 import socket
 import threading
 
@@ -94,6 +95,23 @@ def test_rotation_metadata_is_applied(degrees: int) -> None:
     assert clip.video is not None
     corner = wanted[: wanted.shape[0] // 2, : wanted.shape[1] // 2]
     assert abs(clip.video[0].mean() - corner.mean()) < 8
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+def test_a_flip_mirrors_the_upright_frame(degrees: int) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (8, 6, 3), dtype=np.uint8)
+    image = image.repeat(8, axis=0).repeat(8, axis=1)
+    data = media_files.encode(times=[0.0, 0.1], images=[image] * 2, rotation=degrees)
+    size = (64, 48) if degrees % 180 == 0 else (48, 64)
+    request = media.VideoRequest((0.0, 0.1), size=size)
+    plain, flipped = (
+        media.decode_clip(data, media.ClipRequest(dataclasses.replace(request, flip=f)))
+        for f in (False, True)
+    )
+    assert plain.video is not None
+    assert flipped.video is not None
+    np.testing.assert_array_equal(flipped.video, plain.video[:, :, ::-1])
+    assert (flipped.video != plain.video).any()
 
 
 def test_sizes_and_fits() -> None:
