@@ -5,7 +5,8 @@ import os
 from typing import Any
 
 from mmssl import commands
-from mmssl.commands import manifest
+from mmssl.commands import limits, manifest
+from mmssl.data import storage
 
 
 def add(members: Any) -> None:
@@ -28,6 +29,9 @@ def add(members: Any) -> None:
             mmssl data build --manifest gs://bucket/m.jsonl --out gs://bucket/mine \\
                 --runner DataflowRunner --beam-options project=P region=R ...
 
+            mmssl data build --tar 'shards/*.tar' --out data/mine \\
+                --store h264 --short-side 256 --fps 10 --segment 30
+
             A line of the manifest (only "media" is needed; relative to the manifest):
             {"id": "a1", "media": "a1.mp4", "text": "pouring tea",
              "labels": {"verb": "pour"}}
@@ -39,6 +43,12 @@ def add(members: Any) -> None:
         "--manifest", metavar="M.jsonl", help="one JSON object a line; a path or a URL"
     )
     source.add_argument("--folder", metavar="MEDIA", help="media files, searched deep")
+    source.add_argument(
+        "--tar",
+        metavar="SHARD.tar",
+        nargs="+",
+        help="tar files of media in webdataset's layout; paths or 'patterns*.tar'",
+    )
     parser.add_argument(
         "--out", metavar="DIR", required=True, help="a new folder; a path or a URL"
     )
@@ -79,6 +89,8 @@ def add(members: Any) -> None:
         help="clips in a file, on average between half of it and all; what a build "
         "that was killed has to do again (default: %(default)s)",
     )
+    _add_storage(parser)
+    limits.add(parser)
     replace = parser.add_mutually_exclusive_group()
     replace.add_argument(
         "--update",
@@ -86,6 +98,28 @@ def add(members: Any) -> None:
         help="if the dataset is there, keep its clips and add the manifest's new ones",
     )
     commands.add_overwrite(replace)
+
+
+def _add_storage(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("storage", "what is kept of the media")
+    group.add_argument(
+        "--store",
+        choices=storage.KINDS,
+        default="original",
+        help="the file's own bytes; or encoded anew, to H.264 + AAC or to JPEG frames "
+        "+ FLAC, upright and mono (default: %(default)s)",
+    )
+    group.add_argument(
+        "--short-side", type=commands.positive, metavar="PX", help="at most"
+    )
+    group.add_argument("--fps", type=float, metavar="N", help="frames a second")
+    group.add_argument("--audio-rate", type=commands.positive, metavar="HZ")
+    group.add_argument(
+        "--segment",
+        type=float,
+        metavar="SECONDS",
+        help="cut files into clips of this length, each with its part of the text",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -96,9 +130,18 @@ def run(arguments: argparse.Namespace) -> None:
     done = room.build(
         manifest=arguments.manifest,
         folder=arguments.folder,
+        tars=arguments.tar,
         out=arguments.out,
         splits=arguments.splits,
         workers=arguments.workers,
+        limits=arguments.limits,
+        storage=storage.Storage(
+            arguments.store,
+            short_side=arguments.short_side,
+            fps=arguments.fps,
+            audio_rate=arguments.audio_rate,
+            segment=arguments.segment,
+        ),
         shard_rows=arguments.shard_rows,
         runner=None if runner == "none" else runner,
         beam_options=arguments.beam_options,

@@ -25,10 +25,12 @@ from mmssl import files
 from mmssl.data import intake, records, runners, shards, stores
 from mmssl.data import manifest as manifest_lib
 from mmssl.data import splits as splits_lib
+from mmssl.data import tars as tars_lib
 from mmssl.data.build_report import BuildReport, Tally
 from mmssl.data.earlier import Earlier, keep
 from mmssl.data.faults import Limits
 from mmssl.data.pool import DecodePool
+from mmssl.data.storage import Storage
 from mmssl.errors import UserError
 
 __all__ = ["BuildReport", "build"]
@@ -177,10 +179,12 @@ def build(
     *,
     manifest: str | os.PathLike[str] | None = None,
     folder: str | os.PathLike[str] | None = None,
+    tars: Sequence[str] | None = None,
     out: str | os.PathLike[str],
     splits: Mapping[str, float] | None = None,
     workers: int | None = None,
     limits: Limits | None = None,
+    storage: Storage | None = None,
     pool: DecodePool | None = None,
     shard_rows: int = shards.ROWS,
     runner: str | None = None,
@@ -196,7 +200,8 @@ def build(
 
     Args:
       manifest: a JSONL file (see manifest.read_manifest), here or in a bucket; or
-      folder: media files with text beside them (see manifest.scan_folder).
+      folder: media files with text beside them (see manifest.scan_folder); or
+      tars: tar files of them, paths or patterns (see tars.scan).
       out: a new folder, here or in a bucket; gets ArrayRecord shards, TFDS's own JSON
         files, `mmssl.json` (schema version, label columns, coverage, SHA-256 of every
         file), `build_report.json`, and what became of each row in `outcomes/`.
@@ -205,6 +210,7 @@ def build(
         0.1}. A split that gets no row is not written.
       workers: decoding processes of this machine; default one per core.
       limits: what one file may cost.
+      storage: how media are stored; default: as they are.
       pool: an open pool to use instead of workers, without a runner.
       shard_rows: of one shard, on average between half of it and all.
       runner: of Apache Beam; None: this process, with its decoding processes.
@@ -217,10 +223,10 @@ def build(
     Raises:
       UserError: bad input (see manifest.py and splits.py), no usable row, `out` exists
         or cannot be updated, the disk is full, or there is no such runner.
-      ValueError: not exactly one of manifest and folder.
+      ValueError: not exactly one of manifest, folder and tars.
     """
-    if (manifest is None) == (folder is None):
-        raise ValueError("give exactly one of manifest and folder")
+    if sum(given is not None for given in (manifest, folder, tars)) != 1:
+        raise ValueError("give exactly one of manifest, folder and tars")
     started = time.monotonic()
     splits = {"train": 0.9, "test": 0.1} if splits is None else dict(splits)
     splits_lib.check_splits(splits)
@@ -228,10 +234,14 @@ def build(
     options = runner and runners.options(runner, workers, beam_options)
     if manifest is not None:
         source = manifest_lib.read_manifest(manifest)
+    elif tars is not None:
+        source = tars_lib.scan(tars)
     else:
         source = manifest_lib.scan_folder(folder or "")
     place, by_split = stores.place(out), _by_split(source.rows, splits)
-    settings = shards.Settings(source.label_columns, limits or Limits())
+    settings = shards.Settings(
+        source.label_columns, limits or Limits(), storage or Storage()
+    )
     from mmssl.data import builder  # with TFDS
 
     with (
@@ -244,7 +254,8 @@ def build(
         if update and (place / records.METADATA_FILE).exists():
             kept = keep(place, root, by_split, settings=settings)
         new = {k: [r for r in v if not kept.has(r)] for k, v in by_split.items()}
-        _refuse_without_room(place, [row for rows in new.values() for row in rows])
+        if settings.storage.kind == "original":
+            _refuse_without_room(place, [row for rows in new.values() for row in rows])
         tasks = shards.plan(
             root, new, settings=settings, most=shard_rows, taken=kept.taken
         )
@@ -290,6 +301,7 @@ def build(
             "label_columns": list(source.label_columns),
             "splits": report.splits,
             "dataset": report.dataset,
+            "storage": dataclasses.asdict(settings.storage),
             "settings": settings.key(),
             "files": dict(sorted((tally.files | file_hashes(described)).items())),
         }

@@ -21,7 +21,8 @@ class BuildReport:
         `video_<class>`, or `caption` for a caption file that cannot be read.
       partial_files: the files of `partial`.
       details: file to what was seen, for both kinds.
-      splits: name to rows.
+      splits: name to rows of the dataset: those used, or their pieces where files were
+        cut.
       leaks: byte-identical media that lie in more than one split: for each, split to
         ids.
       labels: column to {class: rows}.
@@ -102,7 +103,7 @@ class Tally:
 
     def _use(self, row: Mapping[str, Any], split: str) -> None:
         self.used += 1
-        self.splits[split] += 1
+        self.splits[split] += row["records"]
         for name in sorted({name for name, _ in row["partial"]}):
             self.partial[name].append(row["media"])
         for name, detail in row["partial"]:

@@ -13,8 +13,10 @@ from concurrent import futures
 from typing import Any
 
 from mmssl.data import manifest, tars
+from mmssl.data import storage as storage_lib
 from mmssl.data.faults import MediaFault
 from mmssl.data.pool import DecodePool
+from mmssl.data.storage import Piece, Storage
 
 Progress = Callable[[int, int, str], None]
 """(done, total, message)."""
@@ -29,11 +31,13 @@ class Checked:
 
     Attributes:
       row: as the manifest gave it.
-      media: the bytes to store; b"" for a text-only row and for a row with a fault.
+      media: the bytes to store; b"" for a text-only row, for a row with a fault, and
+        where pieces are stored instead.
       fault: (class, detail) of a row that cannot be used.
       partial: (class, detail) of what a used row lacks.
       probe: the fields of media.Probe; None without media.
       sha256: of the media as read.
+      pieces: the media encoded anew, if they are not stored as they were.
     """
 
     row: manifest.Row
@@ -42,6 +46,7 @@ class Checked:
     partial: tuple[tuple[str, str], ...] = ()
     probe: dict[str, Any] | None = None
     sha256: str = ""
+    pieces: tuple[Piece, ...] = ()
 
     def has(self, modality: str) -> bool:
         """Whether the row has usable "video", "audio" or "text"."""
@@ -51,7 +56,7 @@ class Checked:
 
 
 def read(row: manifest.Row) -> bytes:
-    """The bytes of a row's media file; b"" for a text-only row.
+    """The bytes of a row's media; b"" for a text-only row.
 
     Raises:
       MediaFault: no such file, not a regular file, or larger than `MAX_MEDIA_BYTES`.
@@ -60,7 +65,7 @@ def read(row: manifest.Row) -> bytes:
     if path is None:
         return b""
     if tars.INSIDE in str(path):
-        return tars.read(str(path), limit=MAX_MEDIA_BYTES)
+        return tars.read(str(path), limit=MAX_MEDIA_BYTES, place=row.place)
     try:
         found = path.stat()
         if isinstance(found, os.stat_result):
@@ -79,43 +84,83 @@ def read(row: manifest.Row) -> bytes:
         raise MediaFault("missing", f"{e.strerror or e}: {path}") from e
 
 
-def check(row: manifest.Row, pool: DecodePool) -> Checked:
-    """Reads a row's media and decodes all of it."""
+def check(row: manifest.Row, pool: DecodePool, storage: Storage) -> Checked:
+    """Reads a row's media, decodes all of it, and encodes it anew if it has to."""
     if row.path is None:
         return Checked(row)
+    pieces: list[Piece] = []
     try:
         media = read(row)
         # Bytes, not the path: training decodes from bytes, without a name to guess by.
-        probe = dataclasses.asdict(pool.probe(media, full=True))
+        if storage.kind == "original":
+            found = pool.probe(media, full=True)
+        else:
+            found, pieces = pool.transcode(media, storage)
     except MediaFault as e:
         return Checked(row, fault=(e.fault_class, e.detail))
+    probe = dataclasses.asdict(found)
     partial = tuple(
         (f"{modality}_{name}", f"the {modality} stream: {name}")
         for modality, name in sorted(probe["faults"].items())
     )
     return Checked(
         row,
-        media=media,
+        media=b"" if pieces else media,
         partial=row.faults + partial,
         probe=probe,
         sha256=hashlib.sha256(media).hexdigest(),
+        pieces=tuple(pieces),
     )
 
 
-def check_rows(rows: Iterable[manifest.Row], *, pool: DecodePool) -> Iterator[Checked]:
+def parts(checked: Checked, storage: Storage) -> list[Checked]:
+    """What becomes a record each: the row itself, or its pieces with their text.
+
+    A piece is a row of its own: of a file that is cut, `ID#0000`, `ID#0001`, ...; and
+    `meta.source` says where in which media it was.
+    """
+    return [
+        _part(checked, piece, number if storage.segment else None)
+        for number, piece in enumerate(checked.pieces)
+    ] or [checked]
+
+
+def _part(checked: Checked, piece: Piece, number: int | None) -> Checked:
+    row = checked.row
+    source = {"sha256": checked.sha256, "start": piece.start, "end": piece.end}
+    row = dataclasses.replace(row, meta=dict(row.meta) | {"source": source})
+    if number is not None:
+        row = dataclasses.replace(
+            row,
+            id=f"{row.id}#{number:04d}",
+            segments=storage_lib.within(row.segments, piece.start, piece.end),
+            words=storage_lib.words_within(row.words, piece.start, piece.end),
+        )
+    return Checked(
+        row,
+        media=piece.media,
+        probe=dataclasses.asdict(piece.probe),
+        sha256=hashlib.sha256(piece.media).hexdigest(),
+    )
+
+
+def check_rows(
+    rows: Iterable[manifest.Row], *, pool: DecodePool, storage: Storage
+) -> Iterator[Checked]:
     """Checks rows in their order; few media are in memory at once.
 
     Args:
       rows: checked rows of a manifest or a folder.
       pool: as many files are decoded at once as it has workers, while the next ones
         are read.
+      storage: how media are to be stored.
     """
     ahead = 2 * pool.workers
     waiting: collections.deque[futures.Future[Checked]] = collections.deque()
     executor = futures.ThreadPoolExecutor(ahead)
     try:
         for row in rows:
-            waiting.append(executor.submit(check, row, pool))
+            waiting.append(executor.submit(check, row, pool, storage))
             if len(waiting) > ahead:
                 yield waiting.popleft().result()
         while waiting:

@@ -57,6 +57,7 @@ class Row:
         file of a folder); the row is used without it.
       group: rows of one group are in one split; "" for a row on its own.
       split: as stated; "" for a row whose split is drawn.
+      place: offset and size in bytes of media in a tar file, where they are known.
     """
 
     id: str
@@ -70,6 +71,7 @@ class Row:
     faults: tuple[tuple[str, str], ...] = ()
     group: str = ""
     split: str = ""
+    place: tuple[int, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

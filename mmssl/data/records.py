@@ -63,7 +63,7 @@ class Record:
 
     Attributes:
       id: unique within a dataset.
-      media: the encoded file as it was, never transcoded; empty: a text-only row.
+      media: an encoded file: as it was, or stored anew; empty: a text-only row.
       media_name: the file's path as the manifest gave it; "" without media.
       segments: texts, ordered by start; untimed ones first.
       words: timed words, ordered by start.
@@ -71,7 +71,8 @@ class Record:
         of a dataset has the same columns.
       meta: JSON-able extras: the manifest row's `meta`; for media also `probe` (the
         build's complete decode, the fields of media.Probe, with the fault class of a
-        modality that cannot be used) and `sha256` of the media.
+        modality that cannot be used) and `sha256` of the media; for media stored anew
+        `source`: `sha256` of the file, `start` and `end` in it in seconds.
     """
 
     id: str

@@ -19,6 +19,7 @@ from mmssl.data import intake, records, stores
 from mmssl.data.faults import Limits
 from mmssl.data.manifest import Row
 from mmssl.data.pool import DecodePool
+from mmssl.data.storage import Storage
 
 ROWS = 256
 """Rows of a shard, on average between half of this and all of it."""
@@ -42,10 +43,12 @@ class Settings:
     Attributes:
       label_columns: every record has exactly these labels.
       limits: what one file may cost.
+      storage: how media are stored.
     """
 
     label_columns: tuple[str, ...]
     limits: Limits = dataclasses.field(default_factory=Limits)
+    storage: Storage = dataclasses.field(default_factory=Storage)
 
     def key(self) -> str:
         """The hash of everything that changes what a row becomes."""
@@ -103,6 +106,7 @@ def _decode(line: str) -> Row:
             "segments": tuple(records.Segment(*s) for s in fields["segments"]),
             "words": tuple(records.Word(*w) for w in fields["words"]),
             "faults": tuple(map(tuple, fields["faults"])),
+            "place": fields["place"] and tuple(fields["place"]),
             "where": "",
         }
     )
@@ -226,7 +230,8 @@ def _outcome(mark: str, checked: intake.Checked) -> dict[str, Any]:
         "labels": dict(row.labels),
         "modalities": [name for name in modalities if checked.has(name)],
         "seconds": checked.probe["duration"] if checked.probe else 0.0,
-        "bytes": len(checked.media),
+        "records": len(checked.pieces) or 1,
+        "bytes": sum(len(p.media) for p in checked.pieces) or len(checked.media),
         "sha256": checked.sha256,
     }
 
@@ -251,11 +256,15 @@ def write(
     rows = []
 
     def used() -> Iterator[records.Record]:
-        checked = intake.check_rows([row for _, row in planned], pool=pool)
+        storage = settings.storage
+        checked = intake.check_rows(
+            [row for _, row in planned], pool=pool, storage=storage
+        )
         for (mark, _), found in zip(planned, checked, strict=True):
             rows.append(_outcome(mark, found))
             if found.fault is None:
-                yield _record(found, settings.label_columns)
+                for part in intake.parts(found, storage):
+                    yield _record(part, settings.label_columns)
             if count:
                 count()
 

@@ -5,10 +5,13 @@ Knows no media library; the work is done by transcode.py in worker processes.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from mmssl.data.media import Probe
 from mmssl.data.records import Segment, Word
 from mmssl.errors import UserError
+
+if TYPE_CHECKING:
+    from mmssl.data.media import Probe
 
 KINDS = ("original", "h264", "jpeg")
 
@@ -80,7 +83,7 @@ class Piece:
     start: float
     end: float
     media: bytes
-    probe: Probe
+    probe: "Probe"
 
 
 def within(texts: Sequence[Segment], start: float, end: float) -> tuple[Segment, ...]:

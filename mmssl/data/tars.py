@@ -112,12 +112,14 @@ def shard(path: str) -> Shard:
     return _index(path, found.length, found.mtime)
 
 
-def read(path: str, *, limit: int) -> bytes:
+def read(path: str, *, limit: int, place: tuple[int, int] | None = None) -> bytes:
     """The bytes of `SHARD.tar!/MEMBER`.
 
     Args:
       path: local, or on a bucket.
       limit: bytes a member may have.
+      place: its offset and size, if a scan found them: the shard's other members are
+        not looked at.
 
     Raises:
       MediaFault: missing, unreadable, forbidden or too_large.
@@ -125,11 +127,7 @@ def read(path: str, *, limit: int) -> bytes:
     tar, _, name = path.partition(INSIDE)
     tar += ".tar"
     try:
-        found = shard(tar)
-        member = found.members.get(name)
-        if member is None:
-            cause = "unreadable" if found.damage else "missing"
-            raise MediaFault(cause, f"no {name!r} in {tar} {found.damage}".rstrip())
+        member = Member(name, *place) if place else _member(tar, name)
         if member.refused:
             cause = "unreadable" if member.refused == _CUT else "forbidden"
             raise MediaFault(cause, f"{name!r} in {tar}: {member.refused}")
@@ -140,6 +138,14 @@ def read(path: str, *, limit: int) -> bytes:
             return _bytes(file, member)
     except OSError as e:
         raise MediaFault("missing", f"{e.strerror or e}: {tar}") from e
+
+
+def _member(path: str, name: str) -> Member:
+    found = shard(path)
+    if name not in found.members:
+        cause = "unreadable" if found.damage else "missing"
+        raise MediaFault(cause, f"no {name!r} in {path} {found.damage}".rstrip())
+    return found.members[name]
 
 
 def _bytes(file: IO[bytes], member: Member) -> bytes:
@@ -229,6 +235,8 @@ def _made(
         meta=meta,
         where=name,
         faults=faults,
+        # A refused one is asked for by name, and refused.
+        place=(media.offset, media.size) if media.size and not media.refused else None,
     )
 
 

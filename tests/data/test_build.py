@@ -292,7 +292,7 @@ def test_a_kill_leaves_nothing_whole_and_the_next_build_cleans_up(tmp_path):
 
 
 def test_arguments(tmp_path):
-    with pytest.raises(ValueError, match="exactly one of manifest and folder"):
+    with pytest.raises(ValueError, match="exactly one of manifest, folder and tars"):
         build.build(out=tmp_path / "x")
     with pytest.raises(UserError, match="must sum to 1"):
         make(tmp_path, 1, splits={"train": 0.5})

@@ -155,3 +155,15 @@ def test_shards_that_are_not_there_or_are_compressed(tmp_path: pathlib.Path) -> 
     write(tmp_path / "s.tar", {"a.npy": b"x", "a.pickle": b"x"})
     with pytest.raises(UserError, match="other files"):
         tars.scan([f"{tmp_path}/s.tar"])
+
+
+def test_the_place_of_a_member_spares_reading_the_others(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = write(tmp_path / "s.tar", {"a.mp4": b"one", "b.mp4": CLIP})
+    rows = {row.id: row for row in tars.scan([shard]).rows}
+    monkeypatch.setattr(tars, "shard", None)
+    found = rows["s/b"]
+    assert tars.read(str(found.path), limit=2**20, place=found.place) == CLIP
+    with pytest.raises(MediaFault, match="too_large"):
+        tars.read(str(found.path), limit=100, place=found.place)
