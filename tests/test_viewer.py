@@ -89,11 +89,11 @@ def test_a_config_draws_its_window_crop_and_tokens(
 ) -> None:
     loaded = config.load("configs/demo.py", ["--config.data.video.region=[0,0,0.5,1]"])
     pages = []
-    for seed in (0, 0, 1):
+    for _ in range(2):
         out = tmp_path / "x.html"
-        viewer.view_dataset(str(dataset), out, samples=2, config=loaded, seed=seed)
+        viewer.view_dataset(str(dataset), out, samples=5, config=loaded, seed=4)
         pages.append(re.sub(r"Written by.*", "", out.read_text()))
-    assert pages[0] == pages[1] != pages[2]
+    assert pages[0] == pages[1]
     drawn = [card for card in cards(pages[0]).values() if 'class="edge"' in card]
     assert drawn
     for card in drawn:
@@ -109,7 +109,8 @@ def test_a_config_draws_its_window_crop_and_tokens(
         assert x % 1 + wide <= 1.0001
         area = float(re.findall(r"crop (\d+)%", card)[0]) / 100
         assert abs(area - wide * tall) < 0.01
-        assert 0.3 <= area <= 0.5
+        # Of 80 x 32 pixels, the largest square is a fifth of the whole frame.
+        assert 0.1 <= area <= 0.21
 
 
 def test_the_box_is_what_the_decoder_cuts(
@@ -144,17 +145,18 @@ def test_the_box_is_what_the_decoder_cuts(
             assert abs(float(middle[-1]) / 256 - right) < 0.05
 
 
-def test_noise_keeps_within_the_size(pool: DecodePool) -> None:
-    """The worst that can be shown: 20 s of noise."""
+def test_noise_keeps_within_the_size() -> None:
+    """Nothing compresses worse; 20 s may then take no more than 0.7 MB in base64."""
     rng = np.random.default_rng(0)
-    frames = rng.integers(0, 256, (40, 180, 320, 3), np.uint8)
-    audio = rng.uniform(-1, 1, 20 * preview.RATE).astype(np.float32)
-    noisy = preview.Preview(0.0, 20.0, np.tile(frames, (6, 1, 1, 1)), 12.0, audio)
-    assert len(noisy.mp4()) * 4 / 3 < 0.7e6
+    frames = rng.integers(0, 256, (24, 180, 320, 3), np.uint8)
+    audio = rng.uniform(-1, 1, 4 * preview.RATE).astype(np.float32)
+    size = len(preview.Preview(0.0, 4.0, frames, 6.0, audio).mp4())
+    # The first second may fill the rate control's buffer on top.
+    assert size * 20 / (4 + 1) * 4 / 3 < 0.7e6
 
 
 def test_a_preview_is_a_part_of_a_long_clip(pool: DecodePool) -> None:
-    times = np.arange(0, 40, 0.5)
+    times = np.arange(0, 40, 1.0)
     media = encode(times=times, size=(48, 64), wave=tone(40.0))
     probe = pool.probe(media)
     record = records.Record(
@@ -174,7 +176,7 @@ def test_a_preview_is_a_part_of_a_long_clip(pool: DecodePool) -> None:
         assert abs(found.end - found.start - preview.SECONDS) < 1e-6
         assert found.frames is not None
         assert found.audio is not None
-        assert found.frames.shape == (40, 48, 64, 3)
+        assert found.frames.shape == (20, 48, 64, 3)
         assert len(found.audio) == preview.SECONDS * preview.RATE
     with av.open(io.BytesIO(found.mp4())) as box:
         assert [s.type for s in box.streams] == ["video", "audio"]
