@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from mmssl import cli
+from mmssl.data import runners
 from tests.conftest import ROOT
 
 LAUNCH = ROOT / "launch"
@@ -136,6 +137,49 @@ def test_tpu_vm_resumes_until_the_run_ends(tmp_path, states, scps, calls) -> Non
 def test_tpu_vm_says_what_is_missing(command, variables, told) -> None:
     ended = script("tpu_vm.sh", "--dry-run", command, **variables)
     assert (ended.returncode, told in ended.stderr) == (2, True)
+
+
+BUILD = ["--manifest", "gs://b/my clips.jsonl", "--out", "gs://b/data", "--update"]
+
+
+@pytest.mark.parametrize(
+    ("runner", "variables", "told"),
+    [
+        (
+            "DataflowRunner",
+            {"PROJECT": "p", "REGION": "r", "TEMP": "gs://b/t", "MAX_WORKERS": "9"},
+            {"project": "p", "sdk_container_image": "image", "max_num_workers": 9},
+        ),
+        (
+            "FlinkRunner",
+            {"MASTER": "host:8081"},
+            {"flink_master": "host:8081", "environment_config": "image"},
+        ),
+        (
+            "SparkRunner",
+            {"MASTER": "spark://host:7077"},
+            {"spark_master_url": "spark://host:7077", "environment_type": "DOCKER"},
+        ),
+    ],
+)
+def test_data_beam_shows_a_command_that_mmssl_and_beam_take(
+    runner, variables, told
+) -> None:
+    more = {"IMAGE": "image", "RUNNER": runner, "BEAM_OPTIONS": "a=b job_name=x"}
+    shown = script("data_beam.sh", "--dry-run", *BUILD, **variables, **more).stdout
+    arguments, _ = parsed(arguments_of(shown)[1:])
+    assert (arguments.manifest, arguments.update) == (BUILD[1], True)
+    assert arguments.runner == runner
+    assert arguments.beam_options[-2:] == ["a=b", "job_name=x"]
+    pytest.importorskip("apache_beam")
+    given = runners.options(runner, 1, arguments.beam_options[:-2])
+    known = given.get_all_options(drop_default=True)
+    assert known.items() >= (told | {"number_of_worker_harness_threads": 1}).items()
+
+
+def test_data_beam_says_what_is_missing() -> None:
+    ended = script("data_beam.sh", "--dry-run", *BUILD, IMAGE="i", PROJECT="p")
+    assert (ended.returncode, "REGION is not set" in ended.stderr) == (2, True)
 
 
 def test_manifest_restarts_all_but_after_bad_input() -> None:
