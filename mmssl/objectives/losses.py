@@ -49,24 +49,18 @@ def pair_terms(
     reduction: pairwise.Reduction = pairwise.LOG_SUM_EXP,
     chunk: int | None = None,
 ) -> PairTerms:
-    """Reduces the [b, b, n] logits x.y / temperature + bias of one pair.
-
-    Missing rows and candidates take part in no sum, whatever their values are, and
-    get a gradient of exactly zero. A candidate of a sample without x still serves as
-    a negative of the others, and likewise the other way round. Two rows with the same
-    example_id are views of one sample: neither is a negative of the other.
+    """`terms` of the logits x.y / temperature + bias.
 
     Args:
       x: L2-normalised embeddings.
       y: L2-normalised embeddings of n candidates per sample.
       x_mask: False where the sample lacks x.
       y_mask: False for a missing candidate.
-      example_id: see above.
+      example_id: see `terms`.
       temperature: divides the similarities.
       bias: added to them; None = 0.
       reduction: of the logits with other samples.
-      chunk: rows of a tile, where logits are computed again in the backward pass;
-        None = all logits are held.
+      chunk: see `terms`.
     """
     x = jnp.where(x_mask[:, None], x.astype(jnp.float32), 0.0) / temperature
     y = jnp.where(y_mask[:, :, None], y.astype(jnp.float32), 0.0)
@@ -74,20 +68,53 @@ def pair_terms(
         # One more coordinate: the tiles need not know of it.
         x = jnp.concatenate([x, jnp.full_like(x[:, :1], bias)], axis=1)
         y = jnp.concatenate([y, jnp.ones_like(y[:, :, :1])], axis=2)
-    own = jnp.where(x_mask[:, None] & y_mask, (x[:, None] * y).sum(2), pairwise.MASKED)
-    sides = pairwise.Rows(x, x_mask, example_id), pairwise.Rows(y, y_mask, example_id)
+    return terms(
+        (x[:, None] * y).sum(2),
+        pairwise.Rows(x, x_mask, example_id),
+        pairwise.Rows(y, y_mask, example_id),
+        reduction=reduction,
+        chunk=chunk,
+    )
+
+
+def terms(
+    own: Float[Array, "b n"],
+    x: pairwise.Rows,
+    y: pairwise.Rows,
+    *,
+    reduction: pairwise.Reduction = pairwise.LOG_SUM_EXP,
+    chunk: int | None = None,
+    similarity: pairwise.Similarity = pairwise.dots,
+) -> PairTerms:
+    """Reduces the [b, b, n] logits of one pair.
+
+    Missing rows and candidates take part in no sum, whatever their values are, and
+    get a gradient of exactly zero. A candidate of a sample without x still serves as
+    a negative of the others, and likewise the other way round. Two rows with the same
+    example_id are views of one sample: neither is a negative of the other.
+
+    Args:
+      own: logits of each x with its own candidates.
+      x: one side; its vectors are finite, and zero where missing.
+      y: the other, with n candidates per sample.
+      reduction: of the logits with other samples.
+      chunk: rows of a tile, where logits are computed again in the backward pass;
+        None = all logits are held.
+      similarity: the logits of vectors.
+    """
+    own = jnp.where(x.mask[:, None] & y.mask, own, pairwise.MASKED)
     met: Any = (
-        pairwise.dense(reduction, *sides)
+        pairwise.dense(reduction, x, y, similarity)
         if chunk is None
-        else pairwise.streamed(reduction, chunk, *sides)
+        else pairwise.streamed(reduction, chunk, x, y, similarity)
     )
     x_met, y_met = met
     best = jax.lax.stop_gradient(own).max(1)
     return PairTerms(
-        positive=reduction.bag(own, y_mask, 1),
+        positive=reduction.bag(own, y.mask, 1),
         x_others=x_met.total,
         y_others=y_met.total,
-        valid=x_mask & y_mask.any(1),
+        valid=x.mask & y.mask.any(1),
         x_hit=_beats(best, x_met.best),
         y_hit=_beats(best, y_met.best),
     )

@@ -7,11 +7,14 @@ are those of different samples; a sample's own pair is the caller's.
 
 A sample with n candidates is one bag: its logit with x is the log of the sum, or of the
 mean, of their exponentials.
+
+What a logit is, a `Similarity` says: `dots` of vectors, or one that reads tokens.
 """
 
 import abc
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -31,12 +34,13 @@ class Rows:
     """One side of the pairs, float32.
 
     Attributes:
-      vectors: x [b, e], scaled as logits are to be, or y [b, n, e].
+      vectors: what the similarity reads: for `dots` x [b, e], scaled as logits are to
+        be, or y [b, n, e]; else any pytree of float32 that leads with the batch axis.
       mask: [b], or [b, n] for y; False takes part in nothing.
       example_id: rows with equal ids are one sample.
     """
 
-    vectors: Float[Array, "b *n e"]
+    vectors: Any
     mask: Bool[Array, "b *n"]
     example_id: UInt32[Array, "b"]
 
@@ -152,18 +156,30 @@ SUM_SOFTPLUS = SumSoftplus()
 _product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
-def _meet(x: Rows, y: Rows) -> tuple[Float[Array, "i n j"], Bool[Array, "1 n j"]]:
-    """Logits, `MASKED` where a side is missing or both are one sample; y's mask."""
-    logits = _product("ie,nje->inj", x.vectors, y.vectors.swapaxes(0, 1))
+Similarity = Callable[[Any, Any], Float[Array, "i n j"]]
+"""(vectors of rows i, vectors of rows j with n candidates) -> their logits."""
+
+
+def dots(x: Float[Array, "i e"], y: Float[Array, "j n e"]) -> Float[Array, "i n j"]:
+    """Inner products."""
+    return _product("ie,nje->inj", x, y.swapaxes(0, 1))
+
+
+def _mask(
+    logits: Float[Array, "i n j"], x: Rows, y: Rows
+) -> tuple[Float[Array, "i n j"], Bool[Array, "1 n j"]]:
+    """`MASKED` where a side is missing or both are one sample; y's mask."""
     others = x.example_id[:, None] != y.example_id[None, :]
     mask = y.mask.T[None]
     allowed = (x.mask[:, None] & others)[:, None] & mask
     return jnp.where(allowed, logits, MASKED), mask
 
 
-def dense(reduction: Reduction, x: Rows, y: Rows) -> tuple[Met, Met]:
+def dense(
+    reduction: Reduction, x: Rows, y: Rows, similarity: Similarity = dots
+) -> tuple[Met, Met]:
     """(what the rows of x met, what those of y met)."""
-    logits, mask = _meet(x, y)
+    logits, mask = _mask(similarity(x.vectors, y.vectors), x, y)
     fixed = jax.lax.stop_gradient(logits)
     return (
         Met(reduction.whole(logits, mask, X), fixed.max(X)),
@@ -171,12 +187,14 @@ def dense(reduction: Reduction, x: Rows, y: Rows) -> tuple[Met, Met]:
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def streamed(reduction: Reduction, chunk: int, x: Rows, y: Rows) -> tuple[Met, Met]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 4))
+def streamed(
+    reduction: Reduction, chunk: int, x: Rows, y: Rows, similarity: Similarity = dots
+) -> tuple[Met, Met]:
     """`dense` in tiles of `chunk` by `chunk` rows; see `collectives.all_pairs`."""
 
     def tile(x: Rows, y: Rows, x_met: Met, y_met: Met) -> tuple[Met, Met]:
-        logits, mask = _meet(x, y)
+        logits, mask = _mask(similarity(x.vectors, y.vectors), x, y)
 
         def more(met: Met, side: Any) -> Met:
             best = jnp.maximum(met.best, logits.max(side))
@@ -194,18 +212,23 @@ def streamed(reduction: Reduction, chunk: int, x: Rows, y: Rows) -> tuple[Met, M
     return reduction.finish(x_met), reduction.finish(y_met)
 
 
-def _forward(reduction: Reduction, chunk: int, x: Rows, y: Rows) -> Any:
-    met = streamed(reduction, chunk, x, y)
+def _forward(
+    reduction: Reduction, chunk: int, x: Rows, y: Rows, similarity: Similarity
+) -> Any:
+    met = streamed(reduction, chunk, x, y, similarity)
     return met, (x, y, met)
 
 
-def _backward(reduction: Reduction, chunk: int, kept: Any, given: Any) -> Any:
+def _backward(
+    reduction: Reduction, chunk: int, similarity: Similarity, kept: Any, given: Any
+) -> Any:
     x, y, (x_met, y_met) = kept
     x_given, y_given = (met.total for met in given)
 
-    def tile(x: Any, y: Any, dx: jax.Array, dy: jax.Array) -> tuple[Any, Any]:
+    def tile(x: Any, y: Any, dx: Any, dy: Any) -> tuple[Any, Any]:
         (x, x_total, x_given), (y, y_total, y_given) = x, y
-        logits, mask = _meet(x, y)
+        logits, pull = jax.vjp(similarity, x.vectors, y.vectors)
+        logits, mask = _mask(logits, x, y)
 
         def share(given: jax.Array, total: jax.Array, side: Any) -> jax.Array:
             total = jnp.expand_dims(total, side)
@@ -213,16 +236,14 @@ def _backward(reduction: Reduction, chunk: int, kept: Any, given: Any) -> Any:
 
         slope = share(x_given, x_total, X) + share(y_given, y_total, Y)
         slope = jnp.where(logits > MASKED, slope, 0.0)
-        dx += _product("inj,nje->ie", slope, y.vectors.swapaxes(0, 1))
-        dy += _product("inj,ie->nje", slope, x.vectors).swapaxes(0, 1)
-        return dx, dy
+        return jax.tree.map(jnp.add, (dx, dy), pull(slope))
 
     dx, dy = collectives.all_pairs(
         tile,
         (x, x_met.total, x_given),
         (y, y_met.total, y_given),
-        jnp.zeros_like(x.vectors),
-        jnp.zeros_like(y.vectors),
+        jax.tree.map(jnp.zeros_like, x.vectors),
+        jax.tree.map(jnp.zeros_like, y.vectors),
         chunk=chunk,
     )
     return Rows(dx, None, None), Rows(dy, None, None)  # pyright: ignore

@@ -72,6 +72,21 @@ EXAMPLES = {
             },
         },
     ],
+    "fine_grained": [
+        {"features": 4},
+        {"features": 4, "form": "sigmoid", "phrases": {"kind": "token"}, "chunk": 3},
+        {
+            "features": 4,
+            "pairs": {
+                "va": {"modalities": ("video", "audio"), "window": 1.0},
+                "ta": {"modalities": ("text", "audio")},
+            },
+            "rates": {"video": 1.0, "audio": 2.0},
+            "phrases": {"kind": "chunk", "width": 2},
+            "form": "official",
+            "null": 0.5,
+        },
+    ],
 }
 CASES = [
     pytest.param(kind, kwargs, id=f"{kind}-{i}")
