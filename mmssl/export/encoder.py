@@ -16,7 +16,7 @@ from jaxtyping import Float32
 
 from mmssl import models
 from mmssl.errors import UserError
-from mmssl.export import forward, inputs, manifest, spaces, weights
+from mmssl.export import architecture, forward, inputs, manifest, spaces, weights
 from mmssl.types import RawBatch
 
 BATCH = 8
@@ -95,6 +95,11 @@ class Encoder:
     @property
     def modalities(self) -> tuple[str, ...]:
         return tuple(self._model.tokenizers)
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """See `architecture.describe`."""
+        return architecture.describe(self._model, self._heads)
 
     @property
     def seconds(self) -> float:

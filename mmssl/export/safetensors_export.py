@@ -17,6 +17,8 @@ from mmssl.export import card, encoder, forward, manifest, weights
 
 _PREPROCESSING = ("seconds", "video", "audio", "text")
 
+_TORCH = pathlib.Path(__file__).parent / "standalone" / "torch_encoder.py"
+
 _MARKER = "forward.safetensors"
 """By this file an export is known; others have a manifest.json too."""
 
@@ -34,7 +36,7 @@ def export(
     dtype: str = "float32",
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Writes model.safetensors, config.json, the tokenizer, README.md and hashes.
+    """Writes weights, config.json, tokenizer, README.md, torch_encoder.py and hashes.
 
     The folder is written beside `out`, read back through the same code as `mmssl.load`,
     and renamed: it is there whole or not at all.
@@ -94,7 +96,11 @@ def export(
         weights.save(arrays, folder / "model.safetensors")
         with encoder.from_folder(folder) as built:
             outputs = built.fixed_outputs()
-            config = {**built.config, "spaces": built.spaces}
+            config = {
+                **built.config,
+                "spaces": built.spaces,
+                "architecture": built.architecture,
+            }
             _write_json(folder / "config.json", config)
             text = card.write_card(
                 run_info,
@@ -105,6 +111,7 @@ def export(
                 versions=versions,
             )
         weights.save(outputs, folder / _MARKER)
+        shutil.copyfile(_TORCH, folder / _TORCH.name)
         (folder / "README.md").write_text(text, encoding="utf-8")
         compute = str(model_kwargs.get("dtype", "float32"))
         return manifest.seal(

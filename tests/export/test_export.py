@@ -268,6 +268,7 @@ def test_config_holds_preprocessing_and_no_paths(folder: pathlib.Path) -> None:
         ".txt",
         ".safetensors",
         ".md",
+        ".py",
     }
 
 
