@@ -1,11 +1,13 @@
 """`mmssl data build | manifest | validate | demo | tokenizer`."""
 
 import argparse
+import json
 import os
+import pathlib
 from typing import Any
 
-from mmssl import commands
-from mmssl.commands import build, manifest, view
+from mmssl import commands, files
+from mmssl.commands import build, limits, manifest, view
 
 
 def add(subparsers: Any) -> None:
@@ -35,7 +37,9 @@ def _add_validate(members: Any) -> None:
         validate,
         summary="check a dataset again, from its shards",
         about="Opens every shard and every record: schema version, hashes, media that "
-        "decode, times in order, labels known. Exit code 1 if anything is wrong.",
+        "decode, times in order, labels known. Warns of copies, silence, black video, "
+        "odd durations, and sound and pictures that part. Exit code 1 if anything is "
+        "wrong; warnings are none.",
         example="mmssl data validate data/mine",
     )
     parser.add_argument("dir", metavar="DIR", help="written by `mmssl data build`")
@@ -53,6 +57,10 @@ def _add_validate(members: Any) -> None:
         metavar="N",
         default=os.cpu_count() or 1,
         help="processes that read the media (default: one per core, %(default)s here)",
+    )
+    limits.add(parser)
+    parser.add_argument(
+        "--json", metavar="FILE", help="write all that was found there, with every id"
     )
 
 
@@ -133,8 +141,11 @@ def validate(arguments: argparse.Namespace) -> int:
         arguments.dir,
         media=arguments.media,
         workers=arguments.workers,
+        limits=arguments.limits,
         progress=commands.counter("records"),
     )
+    if arguments.json:
+        files.write(pathlib.Path(arguments.json), json.dumps(found, indent=2) + "\n")
     print(
         f"{arguments.dir}: schema version {found['schema_version']}, "
         f"{found['rows']} records ({commands.counts(found['splits'])}), "
@@ -151,6 +162,13 @@ def validate(arguments: argparse.Namespace) -> int:
             ]
             head = (title, "count", "meaning", "such as")
             print("\n" + commands.table(rows, header=head))
+    for title, media in (
+        ("left out by the build", found["left_out"]),
+        ("used in part", found["in_part"]),
+    ):
+        if media:
+            rows = [(k, len(names), ", ".join(names[:3])) for k, names in media.items()]
+            print("\n" + commands.table(rows, header=(title, "files", "such as")))
     if found["ok"]:
         print("\nok")
         return 0

@@ -100,7 +100,7 @@ class Renderer:
 
 
 class Light:
-    """Whether a video ever shows anything: looks at two frames a second.
+    """Whether a video ever shows anything: looks at some frames, then two a second.
 
     A frame is lit if 2% of it is brighter than 10% of the range, as in FFmpeg's filter
     blackdetect.
@@ -109,10 +109,11 @@ class Light:
       seen: a lit frame was there.
     """
 
-    _EVERY, _LEVEL, _SHARE, _SIDE = 0.5, 26, 0.02, 32
+    _FIRST, _EVERY, _LEVEL, _SHARE, _SIDE = 16, 0.5, 26, 0.02, 32
 
     def __init__(self) -> None:
         self.seen = False
+        self._looked = 0
         self._next = float("-inf")
         self._shrink: Any = None
 
@@ -123,7 +124,8 @@ class Light:
         from av.video.reformatter import VideoReformatter
 
         self._shrink = self._shrink or VideoReformatter()
-        side, self._next = self._SIDE, time + self._EVERY
+        side, self._looked = self._SIDE, self._looked + 1
+        self._next = time + (self._EVERY if self._looked >= self._FIRST else 0.0)
         grey = self._shrink.reformat(frame, side, side, "gray", interpolation="POINT")
         self.seen = bool((grey.to_ndarray() > self._LEVEL).mean() >= self._SHARE)
 

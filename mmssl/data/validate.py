@@ -6,9 +6,11 @@ itself, decoded completely in worker processes.
 
 import collections
 import hashlib
+import json
 import math
 import os
 import pathlib
+import statistics
 from collections.abc import Iterable, Iterator
 from concurrent import futures
 from typing import Any
@@ -17,6 +19,7 @@ from mmssl import files
 from mmssl.data import records
 from mmssl.data.faults import Limits, MediaFault
 from mmssl.data.intake import Progress
+from mmssl.data.media import SILENCE, Probe
 from mmssl.data.pool import DecodePool
 
 FAULTS = {
@@ -32,13 +35,27 @@ FAULTS = {
 }
 """Class to meaning; any of them makes a dataset not ok."""
 
+APART = 1.0
+"""Seconds that sound and pictures may begin or end apart."""
+
+DRIFT = 0.1
+"""Seconds that timestamps and samples of the sound may run apart."""
+
+OUTLIER = 10.0
+"""How many times longer or shorter than the median media may be."""
+
 WARNINGS = {
     "duplicate_media": "the same media bytes under another id",
     "empty_text": "no text, no words",
     "no_media": "a text-only row",
     "unknown_file": "a file that the build did not write",
+    "silent_audio": f"no sound above {SILENCE:g} of full scale (-60 dB)",
+    "black_video": "no frame of which 2% is brighter than 10%",
+    "duration": f"over {OUTLIER:g} times longer or shorter than the median",
+    "drift": f"timestamps and samples of the sound run apart by over {DRIFT:g} s",
+    "apart": f"sound and pictures begin or end over {APART:g} s apart",
 }
-"""Class to meaning; may be intended."""
+"""Class to meaning; may be intended. The last five are of media that were decoded."""
 
 
 class _Findings:
@@ -129,17 +146,20 @@ def _check_record(
         warnings.add("no_media", record.id)
 
 
+_Decoded = MediaFault | Probe | None
+"""What a complete decode gave; None: the media was not decoded."""
+
+
 def _decoded(
     rows: Iterable[records.Record], *, pool: DecodePool, every: int
-) -> Iterator[tuple[records.Record, MediaFault | None, bool]]:
-    """Every record with its media's fault and whether its media was decoded."""
+) -> Iterator[tuple[records.Record, _Decoded]]:
+    """Every record, and what decoding its media gave."""
 
-    def decode(record: records.Record) -> MediaFault | None:
+    def decode(record: records.Record) -> MediaFault | Probe:
         try:
-            pool.probe(record.media, full=True)
+            return pool.probe(record.media, full=True)
         except MediaFault as e:
             return e
-        return None
 
     # Few records are in flight, so memory holds few media.
     waiting: collections.deque[tuple[records.Record, Any]] = collections.deque()
@@ -152,11 +172,49 @@ def _decoded(
             waiting.append((record, job))
             if len(waiting) > 2 * pool.workers:
                 done, job = waiting.popleft()
-                yield done, job and job.result(), job is not None
+                yield done, job and job.result()
         for done, job in waiting:
-            yield done, job and job.result(), job is not None
+            yield done, job and job.result()
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+def _look(id: str, probe: Probe, warnings: _Findings) -> None:
+    """What is odd about media that decode."""
+    video, audio = probe.video, probe.audio
+    if video and video["black"]:
+        warnings.add("black_video", id)
+    if audio is None:
+        return
+    if audio["silent"]:
+        warnings.add("silent_audio", id)
+    if abs(audio["drift"]) > DRIFT:
+        warnings.add("drift", id, f"{audio['drift']:.2f} s at the end of the sound")
+    if video:
+        last = video["frames"] / video["fps"] if video["fps"] else 0.0
+        begins = audio["start"] - video["start"]
+        length = audio["samples"] / audio["rate"]
+        ends = audio["start"] + length - (video["start"] + last)
+        if max(abs(begins), abs(ends)) > APART:
+            detail = f"sound begins {begins:+.1f} s and ends {ends:+.1f} s later"
+            warnings.add("apart", id, detail)
+
+
+def _outliers(durations: list[tuple[float, str]], warnings: _Findings) -> None:
+    middle = statistics.median(seconds for seconds, _ in durations)
+    for seconds, id in durations:
+        if not middle / OUTLIER <= seconds <= middle * OUTLIER:
+            detail = f"{seconds:.2f} s, the median is {middle:.2f} s"
+            warnings.add("duration", id, detail)
+
+
+def _at_build(root: pathlib.Path) -> dict[str, dict[str, list[str]]]:
+    """Fault class to files, of those that the build left out or used in part."""
+    try:
+        report = json.loads((root / records.REPORT_FILE).read_text())
+        return {"left_out": report["files"], "in_part": report["partial_files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {"left_out": {}, "in_part": {}}
 
 
 def validate(
@@ -180,9 +238,10 @@ def validate(
     Returns:
       `ok` (no faults), `schema_version`, `rows`, `splits` {name: rows},
       `media_decoded`, `faults` {class: count}, `ids` {class: ids or file names},
-      `warnings` {class: count}, `warning_ids`, `details` (lines of text). Classes are
-      those of `FAULTS` and `WARNINGS` here; `details` has the media's own fault class
-      for `media`.
+      `warnings` {class: count}, `warning_ids`, `details` (lines of text), `left_out`
+      and `in_part` {media fault class: files} of the build. Classes are those of
+      `FAULTS` and `WARNINGS` here; `details` has the media's own fault class for
+      `media`.
 
     Raises:
       UserError: no dataset there, or one of another schema version.
@@ -199,13 +258,17 @@ def validate(
     every = 1 if media is None else media and max(1, total // media)
     ids: set[str] = set()
     by_media: dict[bytes, str] = {}
+    durations: list[tuple[float, str]] = []
     with DecodePool(workers, limits) as pool:
         stream = _records(root, splits, faults)
-        for record, fault, was_decoded in _decoded(stream, pool=pool, every=every):
+        for record, found in _decoded(stream, pool=pool, every=every):
             rows += 1
-            decoded += was_decoded
-            if fault:
-                faults.add("media", record.id, f"{record.media_name}: {fault}")
+            decoded += found is not None
+            if isinstance(found, MediaFault):
+                faults.add("media", record.id, f"{record.media_name}: {found}")
+            elif found is not None:
+                _look(record.id, found, warnings)
+                durations.append((found.duration, record.id))
             if record.id in ids:
                 faults.add("duplicate_id", record.id)
             ids.add(record.id)
@@ -217,6 +280,8 @@ def validate(
             _check_record(record, columns, faults, warnings)
             if progress:
                 progress(rows, total, "checking")
+    if durations:
+        _outliers(durations, warnings)
     return {
         "ok": not faults.ids,
         "schema_version": metadata["schema_version"],
@@ -228,4 +293,5 @@ def validate(
         "warnings": warnings.counts(),
         "warning_ids": dict(warnings.ids),
         "details": faults.details + warnings.details,
+        **_at_build(root),
     }

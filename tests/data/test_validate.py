@@ -1,12 +1,19 @@
 """Validate finds what was broken on purpose, and names it."""
 
+import io
 import json
+import pathlib
 import shutil
+from fractions import Fraction
 
+import av
+import numpy as np
 import pytest
 
 from mmssl.data import build, records, shards, validate
+from mmssl.data.pool import DecodePool
 from mmssl.errors import UserError
+from tests.data import media_files
 
 pytestmark = pytest.mark.filterwarnings("ignore:label:DeprecationWarning")
 
@@ -114,6 +121,87 @@ def test_what_records_may_have_wrong(tmp_path):
     assert found["faults"] == {"times": 2, "media": 2}
     assert found["warnings"]["duplicate_media"] == 1
     assert any("unreadable" in line for line in found["details"])
+
+
+def clip(id, **options):
+    """A record of a file of 2 s with sound and pictures, unless options say else."""
+    options = {
+        "times": [i / 10 for i in range(20)],
+        "wave": media_files.tone(2.0),
+        "format": "matroska",
+        "audio_codec": "flac",
+        **options,
+    }
+    segments = (records.Segment(0.0, 1.0, id),)
+    media = media_files.encode(**options)
+    return records.Record(id=id, labels={"a": ""}, media=media, segments=segments)
+
+
+def test_what_decodes_and_is_odd(tmp_path, monkeypatch):
+    times = [i / 10 for i in range(20)]
+    black = [np.full((48, 64, 3), 5, np.uint8)] * 20
+    rows = [
+        clip("good"),
+        clip("also good", times=()),
+        clip("deaf", wave=np.zeros(32000, np.float32)),
+        clip("dark", images=black, times=times),
+        clip("shorter sound", wave=media_files.tone(0.9)),
+        clip("later sound", wave_start=1.2),
+        clip("just apart", wave=media_files.tone(1.05)),
+        clip("long", times=[float(i) for i in range(25)], wave=None),
+        clip("short", times=[0.0, 0.1, 0.2, 0.3], wave=None),
+    ]
+    out = written(tmp_path, rows)
+    calls = []
+    real = DecodePool.probe
+    monkeypatch.setattr(
+        DecodePool, "probe", lambda *args, **k: calls.append(0) or real(*args, **k)
+    )
+    found = validate.validate(out, workers=1)
+    assert found["ok"]
+    assert len(calls) == len(rows)  # nothing is decoded twice
+    assert {name: sorted(ids) for name, ids in found["warning_ids"].items()} == {
+        "silent_audio": ["deaf"],
+        "black_video": ["dark"],
+        "apart": ["later sound", "shorter sound"],
+        "duration": ["long"],
+    }
+    assert any("25.00 s, the median is 2.00 s" in line for line in found["details"])
+
+
+def test_sound_that_runs_away_from_its_stamps(tmp_path):
+    box = io.BytesIO()
+    with av.open(box, "w", format="matroska") as out:
+        stream = out.add_stream("flac", rate=16000, layout="mono")
+        for i in range(40):  # 2.048 s of samples, stamped 10% too slowly
+            wave = media_files.tone(0.0512)[None]
+            frame = av.AudioFrame.from_ndarray(wave, "fltp", "mono")
+            frame.sample_rate, frame.time_base = 16000, Fraction(1, 16000)
+            for packet in stream.encode(frame):
+                packet.pts = packet.dts = round(i * 1000 * 0.0512 * 1.1)
+                packet.time_base = Fraction(1, 1000)
+                out.mux(packet)
+    record = records.Record(id="slow", labels={"a": ""}, media=box.getvalue())
+    found = validate.validate(written(tmp_path, [record]), workers=1)
+    assert found["warning_ids"]["drift"] == ["slow"]
+    assert any("0.20 s at the end" in line for line in found["details"])
+
+
+def test_the_command_lists_what_the_build_left_out(dataset, tmp_path, capsys):
+    from mmssl import cli
+
+    assert cli.main(["data", "validate", str(dataset), "--media", "0"]) == 0
+    shown = capsys.readouterr().out
+    assert "left out by the build" in shown
+    assert "media/garbage.mp4" in shown
+    [shard] = dataset.glob("*-train.*")
+    shard.write_bytes(shard.read_bytes()[:-1])
+    full = str(tmp_path / "all.json")
+    arguments = ["data", "validate", str(dataset), "--media", "0", "--json", full]
+    assert cli.main(arguments) == 1
+    found = json.loads(pathlib.Path(full).read_text())
+    assert found["ids"]["file_changed"] == [shard.name]
+    assert "media/empty.mp4" in found["left_out"]["empty"]
 
 
 def test_an_id_twice_and_lost_labels(tmp_path, monkeypatch):
