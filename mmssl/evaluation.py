@@ -212,17 +212,20 @@ class Evaluator:
         tokens = tokens.reshape(rows, n, -1)
         mine, of = mesh_lib.process_rows(self._experiment.mesh)
         mine = [row for shard in mine for row in np.split(np.arange(rows), of)[shard]]
-        raw: Any = RawBatch(
-            media={"text": tokens[mine]},
-            present={"text": tokens[mine].any((1, 2))},
-            example_id=np.zeros(len(mine), np.uint32),
+        own, ids = tokens[mine], np.zeros(len(mine), np.uint32)
+        _, spaces = self._embed(
+            state, _host({"text": own}, {"text": own.any((1, 2))}, ids)
         )
-        _, spaces = self._embed(state, raw)
         return {
             space: np.asarray(x["text"]).reshape(rows * n, -1)[: len(texts)]
             for space, x in spaces.items()
             if "text" in x
         }
+
+
+def _host(media: Any, present: Any, example_id: Any) -> RawBatch:
+    """Of NumPy arrays; the type is that of the device."""
+    return RawBatch(media=media, present=present, example_id=example_id)
 
 
 def whole_batch(
@@ -247,11 +250,8 @@ def whole_batch(
         found = {row[0]: row[1:] for part in distributed.gather(own) for row in part}
         facts, present, tokens = zip(*(found[i] for i in sorted(found)), strict=True)
         texts = {} if tokens[0] is None else {"text": np.array(tokens, np.int32)}
-        raw: Any = RawBatch(
-            media=texts,
-            present={m: np.array([p[m] for p in present]) for m in present[0]},
-            example_id=np.zeros(len(facts), np.uint32),
-        )
+        masks = {m: np.array([p[m] for p in present]) for m in present[0]}
+        raw = _host(texts, masks, np.zeros(len(facts), np.uint32))
         return pipeline.HostBatch(raw, list(facts))
 
     return whole

@@ -31,9 +31,10 @@ def knn(
       [M] predicted labels.
     """
     classes, index = np.unique(train_labels, return_inverse=True)
-    top, nearest = ranking.nearest(
-        *((normalised(x), np.ones(len(x), np.bool_)) for x in (test, train)), k
+    queries, gallery = (
+        (normalised(x), np.ones(len(x), np.bool_)) for x in (test, train)
     )
+    top, nearest = ranking.nearest(queries, gallery, k)
     # Relative to the nearest: exp(1 / T) is large but only ratios matter.
     weights = np.exp((top - top[:, :1]).astype(np.float64) / temperature)
     votes = np.zeros((len(test), len(classes)))

@@ -102,7 +102,7 @@ def _held_out(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
         random_state=seed,
         stratify=labels if by_class else None,
     )
-    return fit, hold
+    return np.asarray(fit), np.asarray(hold)
 
 
 def _fitted(kind: str, train: np.ndarray, labels: np.ndarray, c: float) -> Any:
