@@ -7,7 +7,8 @@
         --config.data.path=runs/demo/data
 
 For 2 CPU cores; it also fits any small set of short clips. `demo.py:harmonized`
-realigns conflicting gradients and filters by conflict.
+realigns conflicting gradients and filters by conflict; `demo.py:fine_grained` also
+compares tokens.
 """
 
 import common
@@ -15,8 +16,9 @@ import ml_collections
 
 
 def get_config(variant: str = "plain") -> ml_collections.ConfigDict:
-    if variant not in ("plain", "harmonized"):
-        raise ValueError(f"expected plain or harmonized, not {variant!r}")
+    known = ("plain", "harmonized", "fine_grained")
+    if variant not in known:
+        raise ValueError(f"expected one of {', '.join(known)}, not {variant!r}")
     config = common.base()
     if variant == "harmonized":
         config.harmonizer = common.gradient_harmonization()
@@ -51,6 +53,16 @@ def get_config(variant: str = "plain") -> ml_collections.ConfigDict:
             "temperature": 0.1,
         }
     }
+    if variant == "fine_grained":
+        config.objectives["fine"] = {
+            "kind": "fine_grained",
+            "pairs": {
+                "fine_va": {"modalities": ("video", "audio"), "window": 0.5},
+                "fine_vt": {"modalities": ("video", "text")},
+            },
+            "rates": {"video": 2.0, "audio": 10.0},  # tokens per second
+            "features": 128,
+        }
     config.optim = {
         "name": "adamw",
         "peak_lr": 2e-3,

@@ -7,6 +7,7 @@ a model FLOPs utilisation falls where time is spent on it.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +17,7 @@ import jax
 from mmssl.errors import UserError, nearest
 from mmssl.experiment import Experiment
 from mmssl.objectives.contrastive import CrossModalContrast
+from mmssl.objectives.fine_grained import FineGrained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,8 +130,12 @@ def step_flops_by_part(experiment: Experiment) -> dict[str, float]:
     for objective in experiment.objectives.values():
         if isinstance(objective, CrossModalContrast):
             heads, losses = _contrast_flops(objective, model.widths, vectors)
-            parts["heads"] += heads
-            parts["losses"] += losses
+        elif isinstance(objective, FineGrained):
+            heads, losses = _token_flops(objective, model, vectors)
+        else:
+            continue
+        parts["heads"] += heads
+        parts["losses"] += losses
     return parts
 
 
@@ -172,3 +178,18 @@ def _contrast_flops(
         one, other = pair.modalities
         pairs += 3 * 2 * vectors[one] * vectors[other] * made[pair.space, one]
     return float(total), float(pairs)
+
+
+def _token_flops(
+    objective: FineGrained, model: Any, vectors: dict[str, int]
+) -> tuple[float, float]:
+    """(projections, similarities of tokens), with backward."""
+    tokens = {n: model.keep.get(n, spec.tokens) for n, spec in model.specs.items()}
+    width = objective.features
+    project = match = 0
+    for pair in objective.terms():
+        sides = {m: vectors[m] * tokens[m] for m in (pair.x, pair.y)}
+        channels = {m: objective.channels(m, model.widths) for m in sides}
+        project += sum(3 * 2 * sides[m] * channels[m] * width for m in sides)
+        match += 3 * 2 * width * math.prod(sides.values())
+    return float(project), float(match)

@@ -6,6 +6,7 @@ dataset and `mmssl eval` builds no optimizer it does not need.
 
 import functools
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -149,9 +150,15 @@ class Experiment:
             kwargs = {k: v for k, v in entry.items() if k != "kind"}
             table = objectives.OBJECTIVES
             constructor: Any = config_lib.choose(table, entry["kind"], f"{where}.kind")
-            kwargs["heads"] = models.build_heads(**self.heads_kwargs(name))
+            if "heads" in inspect.signature(constructor).parameters:
+                kwargs["heads"] = models.build_heads(**self.heads_kwargs(name))
             built[name] = config_lib.build(constructor, where, **kwargs)
         return built
+
+    @property
+    def projecting(self) -> dict[str, Objective]:
+        """Objectives with heads: those that embed a sample as one vector."""
+        return {k: own for k, own in self.objectives.items() if hasattr(own, "heads")}
 
     @functools.cached_property
     def harmonizer(self) -> gradients.Harmonizer:

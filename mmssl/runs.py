@@ -291,10 +291,10 @@ def export_run(
         params=state.params,
         heads={
             name: (objective.projections(state.heads[name]), state.extras[name])
-            for name, objective in experiment.objectives.items()
+            for name, objective in experiment.projecting.items()
         },
         model_kwargs=experiment.model_kwargs(),
-        heads_kwargs={n: experiment.heads_kwargs(n) for n in experiment.objectives},
+        heads_kwargs={n: experiment.heads_kwargs(n) for n in experiment.projecting},
         data_kwargs=experiment.view_kwargs,
         tokenizer_path=experiment.tokenizer_path,
         run_info=info,  # pyright: ignore[reportArgumentType]

@@ -52,6 +52,17 @@ def test_parts_grow_as_they_should():
     assert deep["heads"] == one["heads"]
 
 
+def test_a_fine_grained_loss_meets_all_tokens_of_all_clips():
+    made = experiment("demo.py:fine_grained", "--config.batch=8")
+    plain = costs.step_flops_by_part(experiment("demo.py", "--config.batch=8"))
+    found = costs.step_flops_by_part(made)
+    video, audio, text = 8 * 48, 8 * 15, 2 * 8 * 12
+    losses = 6 * 128 * video * (audio + text)
+    assert found["losses"] == plain["losses"] + losses
+    heads = 6 * 128 * (128 * (2 * video + audio) + 3 * 128 * text)
+    assert found["heads"] == plain["heads"] + heads
+
+
 def test_tokens_are_those_after_drop_token():
     made = experiment("vatt_ma_medium.py", "--config.batch=8")
     assert costs.step_tokens(made) == 8 * (784 + 600 + 5 * 16)

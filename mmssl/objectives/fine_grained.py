@@ -145,6 +145,11 @@ class FineGrained:
                 f"{dict(self.phrases)}"
             ) from None
 
+    def channels(self, modality: str, widths: Mapping[str, int]) -> int:
+        """Width of what a modality's map reads: of a token, or of a phrase."""
+        width = widths[modality]
+        return self._phrases().channels(width) if modality == "text" else width
+
     @property
     def requires(self) -> frozenset[str]:
         """Modalities the objective reads."""
@@ -178,11 +183,9 @@ class FineGrained:
             if self.null is not None:
                 own["null"] = jnp.float32(self.null)
             for j, m in enumerate((pair.x, pair.y)):
-                width = widths[m]
-                if m == "text":
-                    width = self._phrases().channels(width)
                 drawn = jax.random.fold_in(key, 2 * i + j)
-                own[m] = {"kernel": glorot(drawn, (width, self.features))}
+                shape = self.channels(m, widths), self.features
+                own[m] = {"kernel": glorot(drawn, shape)}
             params[pair.name] = own
         return params, {}
 
