@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 import mmssl
 from mmssl import commands
 from mmssl.commands import (
+    bench,
     check,
     checkpoint,
     data,
@@ -27,7 +28,7 @@ from mmssl.errors import AgainError, UserError
 OK, FAILED, USAGE, INTERRUPTED, RESUME = 0, 1, 2, 130, 75
 """Exit codes: 75 (EX_TEMPFAIL) = the same command again goes on."""
 
-GROUPS = (data, train, evaluate, results, checkpoint, check, doctor)
+GROUPS = (data, train, evaluate, results, checkpoint, check, bench, doctor)
 
 EPILOG = """\
 The whole road:
@@ -95,8 +96,8 @@ def run(argv: Sequence[str]) -> int:
     arguments = parser().parse_args(rest)
     if overrides and not hasattr(arguments, "overrides"):
         raise UserError(
-            f"unexpected argument {overrides[0]!r}: only `mmssl train` and "
-            f"`mmssl check` read config overrides"
+            f"unexpected argument {overrides[0]!r}: only `mmssl train`, "
+            f"`mmssl check` and `mmssl bench` read config overrides"
         )
     if overrides:
         arguments.overrides = overrides

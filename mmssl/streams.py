@@ -5,7 +5,7 @@ import contextlib
 import hashlib
 import json
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -59,20 +59,38 @@ def reading_threads(experiment: Experiment, pool: DecodePool) -> int:
     )
 
 
-def train_pipeline(experiment: Experiment, pool: DecodePool) -> pipeline.Pipeline:
+def train_sources(experiment: Experiment) -> list[tuple[pipeline.Source, float]]:
+    """The datasets' training splits and their weights."""
+    split, reads = (
+        experiment.config["data"].get("split", "train"),
+        make_reads(experiment),
+    )
+    return [
+        (sources.open_dataset(path, split, reads=reads), weight)
+        for path, weight in experiment.datasets
+    ]
+
+
+def train_pipeline(
+    experiment: Experiment,
+    pool: DecodePool,
+    *,
+    read: Sequence[tuple[pipeline.Source, float]] | None = None,
+) -> pipeline.Pipeline:
     """The endless stream of training batches, this process's rows.
+
+    Args:
+      experiment: the config's parts.
+      pool: decodes the media.
+      read: sources and weights; None: `train_sources`.
 
     Raises:
       UserError: the batch does not divide, see `Experiment.check_rows`.
     """
     experiment.check_rows()
     data = experiment.config["data"]
-    split, reads = data.get("split", "train"), make_reads(experiment)
     return pipeline.Pipeline(
-        [
-            (sources.open_dataset(p, split, reads=reads), w)
-            for p, w in experiment.datasets
-        ],
+        train_sources(experiment) if read is None else read,
         make_view(experiment, pool, train=True),
         batch=experiment.config["batch"],
         seed=experiment.config["seed"],
@@ -81,19 +99,6 @@ def train_pipeline(experiment: Experiment, pool: DecodePool) -> pipeline.Pipelin
         shards=mesh_lib.process_rows(experiment.mesh),
         max_fault_fraction=data.get("max_fault_fraction", 0.1),
     )
-
-
-class _Some:
-    """At most so many of a source's records, evenly over it."""
-
-    def __init__(self, source: pipeline.Source, most: int) -> None:
-        self._source, self._count = source, min(most, len(source))
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int) -> records.Record:
-        return self._source[int(index) * len(self._source) // self._count]
 
 
 def eval_pipeline(
