@@ -27,6 +27,7 @@ COMMANDS = (
     ["data", "build"],
     ["data", "manifest"],
     ["data", "validate"],
+    ["data", "view"],
     ["data", "demo"],
     ["data", "tokenizer"],
     ["train"],

@@ -182,8 +182,9 @@ def run(arguments: argparse.Namespace) -> None:
         )
     if done.faults or done.partial or done.leaks:
         print(f"\nall of them: {os.path.join(arguments.out, 'build_report.json')}")
+    print(f"\nlook at it: mmssl data view {arguments.out} --out page.html")
     if done.modalities["text"]:
-        print(f"\nnext: mmssl data tokenizer --data {arguments.out}")
+        print(f"next: mmssl data tokenizer --data {arguments.out}")
 
 
 def _splits(text: str) -> dict[str, float]:

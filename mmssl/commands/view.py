@@ -32,7 +32,7 @@ def add(members: Any) -> None:
     )
     parser.add_argument(
         "--samples",
-        type=_count,
+        type=commands.positive,
         metavar="N",
         default=24,
         help="clips to show: evenly spaced, some with faults first; the page takes at "
@@ -52,16 +52,6 @@ def add(members: Any) -> None:
         "(default: %(default)s)",
     )
     parser.set_defaults(overrides=[])
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, found {text}")
-    return value
-
-
-_count.__name__ = "whole number"
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -85,7 +85,7 @@ def write_dataset(
       out: the file; replaced if it is there.
       summary: of the dataset.
       clips: to show, in this order.
-      view: whose training view drew what the clips' `draw` shows, in words.
+      view: where the clips' `draw` is from, in whole sentences.
     """
     made = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     names = ("summary", "faults", "samples")
@@ -243,10 +243,8 @@ def _fault_files(fault: Fault, details: Mapping[str, Sequence[str]]) -> list[Mar
 def _samples(summary: Summary, clips: Sequence[Clip], view: str) -> Markup:
     note = (
         f"{len(clips):,} of {summary.rows:,} clips, evenly spread; those with faults "
-        "come first."
+        f"come first. {view}"
     )
-    if view:
-        note += f" The box is the crop that {view} draws, the band its window."
     return tag(
         "section",
         tag("div", tag("h2", "Samples"), tag("p", note, class_="note")),

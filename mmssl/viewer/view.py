@@ -83,9 +83,22 @@ def view_dataset(
             executor.shutdown(cancel_futures=True)
     name = pathlib.Path(os.path.abspath(path)).name
     summary = summary_lib.summarize(path, name, rows, found)
-    drawn = "" if experiment is None else f"one draw of the training view (seed {seed})"
+    drawn = "" if experiment is None else _drawn(experiment, seed)
     page.write_dataset(out, summary, cards, view=drawn)
     return out
+
+
+def _drawn(experiment: Experiment, seed: int) -> str:
+    """What the page shows of a config, in words."""
+    told = (
+        "White boxes and blue bands are the crops and windows of one draw "
+        f"(seed {seed}) of the training view."
+    )
+    if experiment.model.keep:
+        told += " Covered are the tokens that DropToken hides"
+        every = experiment.model.drop_per_sample
+        told += "." if every else ", the same ones in all clips of a batch."
+    return told
 
 
 def _tokenizer(path: str) -> text.Tokenizer | None:
