@@ -96,8 +96,8 @@ def run(argv: Sequence[str]) -> int:
     arguments = parser().parse_args(rest)
     if overrides and not hasattr(arguments, "overrides"):
         raise UserError(
-            f"unexpected argument {overrides[0]!r}: only `mmssl train`, "
-            f"`mmssl check` and `mmssl bench` read config overrides"
+            f"unexpected argument {overrides[0]!r}: only commands with a --config "
+            "read overrides of it"
         )
     if overrides:
         arguments.overrides = overrides
