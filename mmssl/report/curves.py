@@ -25,6 +25,7 @@ CHARTS = (
     (r"conflict/(?:dropped|realigned)", "Dropped and realigned"),
     (r"conflict/([^/]+)(?:/.+)?", "Conflict: {0}"),
     (r"audit/.+", "Audit"),
+    (r"eval/([^/]+)/.+/([^/]+)", "Evaluation, {0}: {1}"),
     (r"([^/]+)/.+", "{0}"),
     (r"(.+)", "{0}"),
 )

@@ -13,12 +13,13 @@ FILES = {
     "config.json": "the resolved configuration",
     "metrics.jsonl": "one line of training metrics per logged step",
     "conflict.jsonl": "cosines of the losses' gradients, sample by sample",
+    "eval.jsonl": "evaluations beside training, by step",
     "events.jsonl": "restarts, skipped steps, faults, warnings",
     "eval.json": "evaluation: trained, random initialisation, chance",
     "data.json": "dataset fingerprint, coverage, fault counts",
 }
 
-OPTIONAL = ("conflict.jsonl",)
+OPTIONAL = ("conflict.jsonl", "eval.jsonl")
 """Written only by runs that have something to say there."""
 
 
@@ -100,7 +101,9 @@ def read_run(workdir: pathlib.Path) -> Run:
             objects[name], note = _object(text, name)
         digest = hashlib.sha256(raw).hexdigest()
         sources[name] = Source(name, what, len(raw), digest, note)
-    logged = [m for m in lines.get("metrics.jsonl", []) if _is_step(m.get("step"))]
+    # Of equal steps the later row's time counts, which is training's.
+    both = [*lines.get("eval.jsonl", []), *lines.get("metrics.jsonl", [])]
+    logged = [row for row in both if _is_step(row.get("step"))]
     conflicts = {
         int(row["step"]): row
         for row in lines.get("conflict.jsonl", [])
