@@ -107,7 +107,7 @@ def _folder(
             yield new
         return
     there = stores.names(out)
-    if there and not there & {marker, records.OUTCOMES}:
+    if there and not there & {marker, records.OUTCOMES, shards.PLAN_FILE}:
         raise UserError(
             f"{out}: not empty, and mmssl did not write it; choose another folder"
         )

@@ -203,6 +203,7 @@ def test_from_a_bucket_into_a_bucket(tmp_path, bucket):
     bucket.put(str(tmp_path / "in"), "s3://b/in", recursive=True)
     clean = run(local, tmp_path / "clean")
     manifest, out = "s3://b/in/m.jsonl", "s3://b/ds"
+    bucket.pipe(f"{out}/plan.jsonl", b"{}")  # all that a kill left
     with pytest.raises(KeyboardInterrupt):
         run(manifest, out, Pool(most=17))
     assert not bucket.exists(f"{out}/mmssl.json")
