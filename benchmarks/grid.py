@@ -175,7 +175,9 @@ def run_seed(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]
         if summary.interrupted:
             print(f"stopped at step {summary.step}; the same command resumes")
             sys.exit(preemption.REQUEUE_EXIT_CODE)
-    result = evaluate_runs.evaluate_run(str(workdir))
+    result = evaluate_runs.evaluate_run(
+        str(workdir), protocols=("retrieval", "probe", "knn")
+    )
     rows = evaluate.table_rows(result)
     seen = workdir_lib.read(workdir, workdir_lib.DATA, remedy="remove the folder")
     return {

@@ -74,7 +74,8 @@ def settings(config: Mapping[str, Any]) -> Settings:
       UserError: a value of another type, or out of range.
     """
     found = config_lib.build(Settings, "evals", **config["evals"])
-    config_lib.build(lambda: found.options, "evals")
+    told = {"knn_k": found.knn_k, "prompts": tuple(found.prompts)}
+    config_lib.build(evaluate.Options, "evals", **told)
     return found
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from typing import Any
 
 import jax
 import numpy as np
@@ -254,6 +255,22 @@ def test_evaluations_inside_training_change_nothing(trained, load, tmp_path):
     assert [e["step"] for e in events] == [4, 6]
     last = json.loads((judged / "metrics.jsonl").read_text().splitlines()[-2])
     assert last["goodput/eval"] > 0
+
+
+def test_what_evaluations_inside_training_lack_is_told(load):
+    best = "--config.checkpoint.best={'metric': 'eval/retrieval/video-audio/R1'}"
+    on = "--config.evals.every=2"
+    for overrides, message in (
+        ([best], "evals.every is 0"),
+        ([on, "--config.evals.protocols=['knnn']"], "did you mean 'knn'"),
+        ([on, "--config.evals.split=tset"], "did you mean 'test'"),
+        (["--config.evals.every=-1"], "evals.every: must be at least 0"),
+        (["--config.evals.prompts=['a video']"], "evals.prompts: expected templates"),
+        (["--config.evals.windows=0"], "evals.windows: must be at least 1"),
+    ):
+        nobody: Any = None
+        with pytest.raises(UserError, match=message):
+            evaluation.hook(Experiment(load(*overrides)), nobody, nobody, nobody)
 
 
 def test_a_watch_goes_from_checkpoint_to_checkpoint(trained, tmp_path, monkeypatch):

@@ -140,6 +140,20 @@ def test_signal_finishes_the_step_and_saves(tmp_path):
     assert (summary.start, summary.step, summary.interrupted) == (5, 9, None)
 
 
+def test_a_run_that_is_told_to_stop_evaluates_no_more(tmp_path):
+    done = []
+
+    def told(step: int, state: Any) -> dict[str, float]:
+        done.append(step)
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {}
+
+    _, summary, _ = toy_run.run(tmp_path, steps=9, hooks=[Hook(every=1, run=told)])
+    # The signal shows in the step after it, which is saved and no more.
+    assert (done, summary.step) == ([1, 2], 3)
+
+
 def test_second_ctrl_c_aborts_at_once(tmp_path):
     # A shell starts background jobs with the signal ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
