@@ -13,6 +13,7 @@ from mmssl import cli, config, viewer
 from mmssl.data import build, demo, preview, records, sources, survey, tokenizer
 from mmssl.data.pool import DecodePool
 from mmssl.errors import UserError
+from mmssl.report import clip, draw
 from mmssl.viewer import training
 from tests.data.media_files import encode, tone
 
@@ -136,23 +137,47 @@ def test_the_box_is_what_the_decoder_cuts(
     with (watched := training.WatchedPool(1)):
         drawn = training.Training(Experiment(loaded), watched, seed=3)
         for index in range(3):
-            draw = drawn(record, index)
-            assert draw.box is not None
-            assert draw.frames is not None
-            middle = draw.frames[0, 24, :].mean(-1)
-            left, right = draw.box[1], draw.box[1] + draw.box[3]
+            found = drawn(record, index)
+            assert found.box is not None
+            assert found.frames is not None
+            middle = found.frames[0, 24, :].mean(-1)
+            left, right = found.box[1], found.box[1] + found.box[3]
             assert abs(float(middle[0]) / 256 - left) < 0.05
             assert abs(float(middle[-1]) / 256 - right) < 0.05
 
 
-def test_noise_keeps_within_the_size() -> None:
-    """Nothing compresses worse; 20 s may then take no more than 0.7 MB in base64."""
+def test_24_clips_of_noise_keep_within_20_mib() -> None:
+    """Nothing compresses worse."""
     rng = np.random.default_rng(0)
-    frames = rng.integers(0, 256, (24, 180, 320, 3), np.uint8)
+
+    def noise(*shape: int) -> np.ndarray:
+        return rng.integers(0, 256, (*shape, 3), np.uint8)
+
     audio = rng.uniform(-1, 1, 4 * preview.RATE).astype(np.float32)
-    size = len(preview.Preview(0.0, 4.0, frames, 6.0, audio).mp4())
-    # The first second may fill the rate control's buffer on top.
-    assert size * 20 / (4 + 1) * 4 / 3 < 0.7e6
+    media = preview.Preview(0.0, 4.0, noise(24, 180, 320), 6.0, audio).mp4()
+    # The first second may fill the rate control's buffer on top of 4 s.
+    longest = len(media) * (20 + 1) / (4 + 1)
+    kept = {
+        "video": rng.random((8, 14, 14)) < 0.5,
+        "audio": rng.random(1200) < 0.5,
+    }
+    spectrum = rng.normal(size=(2000, 80)).astype(np.float32)
+    drawn = draw.Draw(
+        0.0, 3.2, (0.1, 0.1, 0.5, 0.5), False, noise(8, 224, 224), spectrum, kept
+    )
+    made = clip.Clip(
+        0,
+        "train, row 0",
+        "x",
+        end=20.0,
+        frames=noise(5, 180, 320),
+        audio=audio,
+        spectrum=spectrum,
+        mp4=bytes(round(longest)),
+        segments=[(i / 4, i / 4 + 0.3, 400 * "x") for i in range(80)],
+        draw=drawn,
+    )
+    assert 24 * len(clip.card(made)) < 19.5 * 2**20
 
 
 def test_a_preview_is_a_part_of_a_long_clip(pool: DecodePool) -> None:

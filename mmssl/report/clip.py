@@ -205,7 +205,7 @@ def _strip(clip: Clip) -> Markup | None:
     if clip.frames is None:
         return None
     count = len(clip.frames)
-    image = draws.image(plots.frame_strip(clip.frames), f"{count} frames")
+    image = draws.image(plots.frame_strip(clip.frames, height=96), f"{count} frames")
     draw = clip.draw
     if draw is None or draw.box is None:
         return tag("div", image, class_="strip")

@@ -60,7 +60,7 @@ function toggle(player) {
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
-  if (event.target.closest("select, input, button, video, audio")) return;
+  if (event.target.closest?.("select, input, button, video, audio")) return;
   const there = clips.filter((clip) => !clip.hidden);
   const at = there.indexOf(document.activeElement.closest(".clip"));
   if (event.key === "j" || event.key === "k") {

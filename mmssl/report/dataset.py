@@ -46,6 +46,7 @@ class Summary:
       path: as given.
       rows: in it.
       listed: rows that the build was given.
+      used: those of them that are in it, some perhaps cut into several rows.
       hours: of media; None where the build does not say.
       bytes: of encoded media, likewise.
       splits: name to rows.
@@ -63,6 +64,7 @@ class Summary:
     path: str
     rows: int
     listed: int
+    used: int
     hours: float | None
     bytes: int | None
     splits: Mapping[str, int]
@@ -130,7 +132,7 @@ def _header(summary: Summary) -> Markup:
         each = summary.bytes / max(summary.rows, 1)
         facts.append(("Media", size(summary.bytes), f"{size(each)} a clip"))
     for name, rows in summary.modalities.items():
-        share = rows / max(summary.rows, 1)
+        share = rows / max(summary.used, 1)
         facts.append((name.capitalize(), f"{share:.0%}", f"{rows:,} clips"))
     lost = sum(fault.count for fault in summary.faults if not fault.used)
     part = sum(fault.count for fault in summary.faults if fault.used)
@@ -175,7 +177,7 @@ def _summary(summary: Summary) -> Markup:
         if counts
     ]
     drawn += [
-        histograms.tally(counts, title=f"Label: {column}", of=summary.rows)
+        histograms.tally(counts, title=f"Label: {column}", of=summary.used)
         for column, counts in summary.labels.items()
         if counts
     ]

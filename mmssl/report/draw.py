@@ -96,7 +96,8 @@ def block(draw: Draw) -> Markup:
         count, tall, wide, _ = draw.frames.shape
         rows = math.ceil(count * wide / tall / _ASPECT)
         for part in np.array_split(np.arange(count), min(rows, count)):
-            picture = image(plots.frame_strip(draw.frames[part]), "the model's frames")
+            strip = plots.frame_strip(draw.frames[part], height=_HEIGHT)
+            picture = image(strip, "the model's frames")
             kept = draw.kept.get("video")
             if kept is not None:
                 across = kept[part].transpose(1, 0, 2).reshape(kept.shape[1], -1)

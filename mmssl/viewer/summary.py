@@ -10,18 +10,18 @@ from mmssl.data.faults import FAULTS
 from mmssl.report import dataset as page
 
 
-def summarize(
-    path: str, name: str, rows: survey.Rows, found: survey.Survey
-) -> page.Summary:
+def summarize(path: str, name: str, found: survey.Survey) -> page.Summary:
     """A dataset's own words about itself, and what a survey of its rows found."""
     metadata, report = records.read_metadata(path), survey.read_report(path)
     numbers, counts = found.numbers, found.counts
     seconds, size = report.get("duration_seconds"), report.get("bytes")
+    total = sum(metadata["splits"].values())
     return page.Summary(
         name=name,
         path=path,
-        rows=sum(metadata["splits"].values()),
-        listed=report.get("rows", len(rows)),
+        rows=total,
+        listed=report.get("rows", total),
+        used=report.get("used", total),
         hours=None if seconds is None else seconds / 3600,
         bytes=size,
         splits=metadata["splits"],

@@ -82,7 +82,7 @@ def view_dataset(
         finally:
             executor.shutdown(cancel_futures=True)
     name = pathlib.Path(os.path.abspath(path)).name
-    summary = summary_lib.summarize(path, name, rows, found)
+    summary = summary_lib.summarize(path, name, found)
     drawn = "" if experiment is None else _drawn(experiment, seed)
     page.write_dataset(out, summary, cards, view=drawn)
     return out

@@ -46,6 +46,7 @@ def summary(**changes: object) -> dataset.Summary:
         "path": "data/mine",
         "rows": 90,
         "listed": 100,
+        "used": 90,
         "hours": 1.5,
         "bytes": 37_000_000,
         "splits": {"train": 80, "test": 10},
