@@ -1,209 +1,287 @@
-"""The loader's samples/s beside the decode limit: the same clips, without a loader.
+"""The loader's samples/s beside the decode limit: PyAV alone on the same windows.
 
-python benchmarks/loader.py --out loader.json
+python benchmarks/loader.py --out benchmarks/results/loader.json
 """
 
-import argparse
 import contextlib
-import multiprocessing
+import json
 import os
 import pathlib
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import grid
 import harness
+import numpy as np
 
-from mmssl import commands, streams
-from mmssl.data.clips import ClipRequest
+from mmssl import bench, commands, streams
+from mmssl import config as config_lib
+from mmssl.data import bare, build, media, tokenizer
+from mmssl.data.encode import encode_mp4
+from mmssl.data.pool import DecodePool
 from mmssl.errors import UserError
+from mmssl.experiment import Experiment
 
-CONFIG = harness.ROOT / "configs" / "demo.py"
+WORKERS = 2
+BATCH = 32
+ARMS = {"loader": "the pipeline", "decoder": "our decoder, bare", "pyav": "PyAV alone"}
+WORDS = [
+    "now",
+    "pour",
+    "the",
+    "water",
+    "cut",
+    "an",
+    "onion",
+    "slowly",
+    "stir",
+    "it",
+    "add",
+    "salt",
+    "to",
+    "a",
+    "pan",
+]
 
-Job = tuple[bytes, ClipRequest]
-"""One call of the decoder: encoded media, and what of it is wanted."""
 
-_jobs: list[Job] = []  # of a decoding process
-
-
-def options() -> argparse.ArgumentParser:
+def options() -> Any:
     """The command line."""
     made = harness.parser(
         "loader",
-        about="Samples/s of the training pipeline alone (no model), beside the rate at "
-        "which as\nmany bare processes decode the very same clips and do nothing else.",
-        example="python benchmarks/loader.py --data data/mine --config configs/grid.py",
+        about="Samples/s of the training pipeline alone (no model), with tokens and "
+        "augmentation,\nbeside PyAV alone in as many processes on the same windows.",
+        example="python benchmarks/loader.py --part grid --rounds 20 --out loader.json",
     )
-    made.add_argument(
-        "--data",
-        metavar="DIR",
-        help="a dataset (default: a demo world of 200 clips is made, quick: 48)",
-    )
-    made.add_argument(
-        "--config", metavar="PATH[:ARG]", default=str(CONFIG), help="a recipe"
-    )
-    made.add_argument("--rounds", metavar="N", type=int, help="default: 10 (quick: 2)")
-    made.add_argument(
-        "--batches", metavar="N", type=int, help="a round; default: 8 (quick: 2)"
-    )
+    harness.add_parts(made, PARTS, default="all", rounds="12 (quick: 2)")
     return made
 
 
-class Recorder:
-    """A decode pool that notes what it is asked for."""
-
-    def __init__(self, pool: Any) -> None:
-        self._pool = pool
-        self.workers = pool.workers
-        self.calls: list[Job] = []
-
-    def probe(self, src: Any, *, full: bool = True) -> Any:
-        return self._pool.probe(src, full=full)
-
-    def clip(self, src: Any, request: ClipRequest) -> Any:
-        self.calls.append((src, request))
-        return self._pool.clip(src, request)
-
-
-def _take(jobs: list[Job]) -> None:
-    _jobs[:] = jobs
-
-
-def _decode(index: int) -> bool:
-    """Decodes one job here and drops the result: nothing is sent back but this."""
-    from mmssl.data import media
-    from mmssl.data.faults import MediaFault
-
-    try:
-        media.decode_clip(*_jobs[index])
-    except MediaFault:
-        return False
-    return True
+def clip_224(path: pathlib.Path, rng: np.random.Generator, *, seconds: float) -> None:
+    """A moving texture with grain, 224 x 224 at 25 fps, and a tone at 48 kHz."""
+    coarse = rng.integers(0, 256, (20, 20, 3))
+    y, x = np.mgrid[0:304, 0:304] / 16
+    row, column = y.astype(int), x.astype(int)
+    v, u = (y - row)[..., None], (x - column)[..., None]
+    top = coarse[row, column] * (1 - u) + coarse[row, column + 1] * u
+    low = coarse[row + 1, column] * (1 - u) + coarse[row + 1, column + 1] * u
+    scene = top * (1 - v) + low * v
+    turn = rng.uniform(0.3, 1.5) * np.arange(round(25 * seconds)) / 25
+    down, right = (40 + 39 * f(turn) for f in (np.sin, np.cos))
+    grain = rng.normal(0, 4, (8, 224, 224, 1))
+    frames = [
+        scene[a : a + 224, b : b + 224] + grain[i % 8]
+        for i, (a, b) in enumerate(
+            zip(down.astype(int), right.astype(int), strict=True)
+        )
+    ]
+    at = np.arange(round(48000 * seconds)) / 48000
+    wave = 0.3 * np.sin(2 * np.pi * rng.uniform(100, 900) * at)
+    wave += rng.normal(0, 0.02, len(at))
+    video = np.clip(frames, 0, 255).astype(np.uint8)
+    audio = wave.astype(np.float32)
+    encode_mp4(path, video=video, fps=25, audio=audio, rate=48000)
 
 
-def demo_dataset(folder: pathlib.Path, *, clips: int) -> str:
-    """Writes a demo world and builds it, with a word tokenizer."""
-    from mmssl.data import build, demo, tokenizer
-
-    progress = commands.counter("clips")
-    demo.write_demo(folder / "media", clips=clips, progress=progress)
-    manifest = folder / "media" / "manifest.jsonl"
-    build.build(manifest=manifest, out=folder / "data", progress=progress)
-    tokenizer.train_tokenizer(dataset=folder / "data", kind="word")
+def clips_224(folder: pathlib.Path, *, clips: int) -> str:
+    """A dataset of generated clips of 8 s with five texts each, and its tokenizer."""
+    (folder / "media").mkdir()
+    rows, progress = [], commands.counter("clips")
+    for i in range(clips):
+        rng = np.random.default_rng(i)
+        clip_224(folder / f"media/{i}.mp4", rng, seconds=8.0)
+        segments = [
+            {"start": k, "end": k + 1.5, "text": " ".join(rng.choice(WORDS, 12))}
+            for k in range(0, 8, 2)
+        ]
+        rows.append({"id": f"{i}", "media": f"media/{i}.mp4", "segments": segments})
+        progress(i + 1, clips, "encoded")
+    manifest = folder / "manifest.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    build.build(
+        manifest=manifest, out=folder / "data", splits={"train": 1.0}, workers=WORKERS
+    )
+    tokenizer.train_tokenizer(dataset=folder / "data", vocab_size=64)
     return str(folder / "data")
 
 
-def recorded(config: dict[str, Any], pool: Any, *, samples: range) -> list[Job]:
-    """What the decoder is asked for by these samples of the stream.
+def grid_clips(folder: pathlib.Path, *, clips: int) -> str:
+    """GRID, or some of it."""
+    source = grid.source_folder(None)  # pyright: ignore[reportAttributeAccessIssue]
+    grid.dataset(source, folder / "data", clips=clips)  # pyright: ignore[reportAttributeAccessIssue]
+    return str(folder / "data")
 
-    Args:
-      config: of the run.
-      pool: decodes them.
-      samples: positions in the stream.
+
+def loaded(config: str, path: str) -> dict[str, Any]:
+    """The config on this dataset, its loader alone, with `WORKERS` processes."""
+    overrides = [f"--config.data.path={path}", f"--config.data.workers={WORKERS}"]
+    found = config_lib.load(str(harness.ROOT / "configs" / config), overrides)
+    return bench.loader_only(found)
+
+
+def recorded(config: dict[str, Any], pool: DecodePool, count: int) -> list[bare.Job]:
+    """What the decoder is asked for by `count` samples after the first batch.
 
     Raises:
-      UserError: some samples have no media.
+      UserError: some samples have no media that decodes.
     """
-    from mmssl.experiment import Experiment
-
     # One thread: calls come in the order of the stream.
     single = {**config, "data": {**config["data"], "threads": 1}}
-    recorder: Any = Recorder(pool)
-    stream = streams.train_pipeline(Experiment(single), recorder)
+    recorder = bench.Recorder(pool)
+    stream = streams.train_pipeline(Experiment(single), pool)
+    stream.view.pool = recorder  # pyright: ignore[reportAttributeAccessIssue]
     with contextlib.closing(stream):
-        while stream.seen < samples.stop:
-            found = next(stream)
-            if not all(
-                any(present[row] for m, present in found.raw.present.items())
-                for row in range(len(found.info))
-            ):
-                raise UserError("a sample has nothing in it: every clip needs media")
-    if len(recorder.calls) < samples.stop:
-        raise UserError(
-            f"{len(recorder.calls)} of {samples.stop} samples have media; this "
-            "benchmark needs a dataset in which all have"
-        )
-    return recorder.calls[samples.start : samples.stop]
+        while stream.seen < stream.local + count:
+            next(stream)
+    jobs = recorder.jobs[stream.local :][:count]
+    if stream.faults or len(jobs) < count:
+        raise UserError(f"every sample needs media that decodes: {stream.faults}")
+    return jobs
 
 
-def measure(arguments: argparse.Namespace) -> harness.Measured:
-    """Rounds of: the loader, then the bare decoders."""
-    from mmssl import config as config_lib
-    from mmssl.data.pool import DecodePool
-    from mmssl.experiment import Experiment
+def decode_clip(job: bare.Job) -> None:
+    """Our decoder where it stands: no other process, nothing sent."""
+    media.decode_clip(*job)
 
-    quick = arguments.quick
-    rounds = arguments.rounds or (2 if quick else 10)
-    batches = arguments.batches or (2 if quick else 8)
+
+def _cpu(pool: DecodePool) -> float:
+    """CPU seconds of this process and of the pool's."""
+    total = time.process_time()
+    for pid in pool.pids():
+        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return total
+
+
+def rates(
+    config: dict[str, Any], *, rounds: int, batches: int
+) -> dict[str, dict[str, list[float]]]:
+    """Seconds per sample of each arm, round by round: `wall`, `cpu`."""
+    samples = batches * config["batch"]
+    wall: dict[str, list[float]] = {name: [] for name in ARMS}
+    cpu: dict[str, list[float]] = {name: [] for name in ARMS}
     with contextlib.ExitStack() as stack:
-        path = arguments.data
-        if path is None:
-            made = stack.enter_context(tempfile.TemporaryDirectory(prefix="mmssl-"))
-            path = demo_dataset(pathlib.Path(made), clips=48 if quick else 200)
-        small = ["--config.batch=8"] if quick else []
-        overrides = [f"--config.data.path={path}", *small, *arguments.overrides]
-        config = config_lib.load(arguments.config, overrides)
-        batch = config["batch"]
-        pool = stack.enter_context(DecodePool(config["data"]["workers"]))
-        # The first batch fills the loader's buffers and is not timed.
-        jobs = recorded(config, pool, samples=range(batch, batch * (1 + batches)))
-        bare = stack.enter_context(
-            multiprocessing.get_context("spawn").Pool(pool.workers, _take, (jobs,))
-        )
+        pool = stack.enter_context(DecodePool(WORKERS))
+        jobs = recorded(config, pool, samples)
+        arms = {
+            name: stack.enter_context(bare.decoders(jobs, WORKERS, work=work))
+            for name, work in (("decoder", decode_clip), ("pyav", bare.decode))
+        }
         stream = streams.train_pipeline(Experiment(config), pool)
         stack.callback(stream.close)
         start = stream.get_state()
 
-        def load() -> float:
+        def load() -> tuple[float, float]:
             stream.set_state(start)
-            next(stream)
-            begin = time.perf_counter()
+            next(stream)  # fills what is read ahead
+            begin, before = time.perf_counter(), _cpu(pool)
             for _ in range(batches):
                 next(stream)
-            seconds = time.perf_counter() - begin
+            found = time.perf_counter() - begin, _cpu(pool) - before
             stream.close()
             time.sleep(0.5)  # the clips that were under way
-            return seconds
+            return found
 
-        def decode() -> float:
-            begin = time.perf_counter()
-            done = bare.map(_decode, range(len(jobs)), chunksize=1)
-            seconds = time.perf_counter() - begin
-            if not all(done):
-                raise UserError(
-                    f"{done.count(False)} of {len(done)} clips do not decode"
-                )
-            return seconds
-
-        decode()  # imports the decoder in every process
         load()
-        times: dict[str, list[float]] = {"loader": [], "decode": []}
         for _ in range(rounds):
-            times["loader"].append(load())
-            times["decode"].append(decode())
-        workers, threads = pool.workers, config["data"]["threads"] or pool.workers + 2
-    samples = len(jobs)
-    rates = {name: [samples / s for s in t] for name, t in times.items()}
-    share = harness.ratios(rates["loader"], rates["decode"])
-    per_core = [r / workers for r in rates["loader"]]
-    summary = {
-        "loader_samples_per_second": harness.spread(rates["loader"], unit="1/s"),
-        "loader_samples_per_second_per_worker": harness.spread(per_core, unit="1/s"),
-        "decode_samples_per_second": harness.spread(rates["decode"], unit="1/s"),
-        "loader_over_decode": harness.spread(share),
-    }
-    settings = {
-        "dataset": "given" if arguments.data else "demo",
-        "config": os.path.basename(arguments.config),
-        "data": {k: config["data"][k] for k in ("seconds", "video", "audio", "text")},
-        "batch": batch,
-        "batches": batches,
-        "rounds": rounds,
-        "workers": workers,
-        "threads": threads,
-    }
-    return harness.Measured(summary, settings, {"seconds": times})
+            for name in ARMS:
+                found = load() if name == "loader" else arms[name].seconds(timeout=300)
+                wall[name].append(found[0] / samples)
+                cpu[name].append(found[1] / samples)
+    return {"wall": wall, "cpu": cpu}
+
+
+def compared(
+    name: str, config: str, make: Callable[..., str], *, clips: tuple[int, int]
+) -> harness.Part:
+    """A part: the arms on one dataset.
+
+    Args:
+      name: of its figures.
+      config: the recipe.
+      make: writes the dataset.
+      clips: in it; and where it is quick.
+    """
+
+    def part(quick: bool, rounds: int) -> harness.Measured:
+        with tempfile.TemporaryDirectory(prefix="mmssl-") as folder:
+            path = make(pathlib.Path(folder), clips=clips[quick])
+            resolved = loaded(config, path)
+            found = rates(resolved, rounds=rounds, batches=1 if quick else 4)
+        wall, cpu = found["wall"], found["cpu"]
+        summary = {
+            f"{name}_{arm}_samples_per_second": harness.spread(
+                [1 / s for s in wall[arm]], unit="1/s"
+            )
+            for arm in ARMS
+        }
+        for arm in ARMS:
+            summary[f"{name}_{arm}_cpu_ms"] = harness.spread(
+                [1e3 * s for s in cpu[arm]], unit="ms"
+            )
+        for other in ("pyav", "decoder"):
+            for kind, times in (("", wall), ("_cpu", cpu)):
+                summary[f"{name}_loader_over_{other}{kind}"] = harness.spread(
+                    harness.ratios(times[other], times["loader"])
+                )
+        data = {k: resolved["data"][k] for k in ("seconds", "video", "audio", "text")}
+        settings = {name: {"config": config, "clips": clips[quick], "data": data}}
+        shared = {"batch": resolved["batch"], "workers": WORKERS}
+        return harness.Measured(summary, {**settings, **shared}, {name: found})
+
+    return part
+
+
+def _resident(pids: Sequence[int]) -> float:
+    """MiB that these processes have in memory."""
+    pages = 0
+    for pid in pids:
+        pages += int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def memory(quick: bool, rounds: int) -> harness.Measured:
+    """A part: memory of the loader over 10,000 samples of GRID."""
+    samples = 640 if quick else 10_000
+    rows: list[tuple[int, float, float]] = []
+    with tempfile.TemporaryDirectory(prefix="mmssl-") as folder:
+        config = loaded("grid.py", grid_clips(pathlib.Path(folder), clips=100))
+        with DecodePool(WORKERS) as pool:
+            stream = streams.train_pipeline(Experiment(config), pool)
+            with contextlib.closing(stream):
+                while stream.seen < samples:
+                    next(stream)
+                    if stream.seen % (5 * BATCH) == 0:
+                        here = _resident([os.getpid()])
+                        rows.append((stream.seen, here, _resident(pool.pids())))
+    # The first tenth loads code and fills buffers.
+    later = rows[len(rows) // 10 :]
+    first, last = later[: len(later) // 4], later[-(len(later) // 4) :]
+    summary: dict[str, harness.Figure] = {}
+    for column, who in ((1, "process"), (2, "workers")):
+        before, after = (np.median([r[column] for r in part]) for part in (first, last))
+        summary[f"memory_{who}_mib"] = {"median": float(after), "unit": "MiB"}
+        summary[f"memory_{who}_growth_mib"] = {
+            "median": float(after - before),
+            "unit": "MiB",
+        }
+    details = {"memory": {"seen_process_workers": rows}}
+    return harness.Measured(summary, {"memory_samples": samples}, details)
+
+
+PARTS: dict[str, harness.Part] = {
+    "grid": compared("grid", "grid.py", grid_clips, clips=(200, 40)),
+    "vatt": compared("vatt", "vatt_ma_medium.py", clips_224, clips=(24, 6)),
+    "memory": memory,
+}
+
+
+def measure(arguments: Any) -> harness.Measured:
+    """The parts that were asked for."""
+    rounds = 2 if arguments.quick else 12
+    return harness.measure_parts(PARTS, arguments, names=list(PARTS), rounds=rounds)
 
 
 if __name__ == "__main__":

@@ -204,7 +204,7 @@ def _rates(
             stream.close()  # or it would go on reading ahead
             done, spent = 0, 0.0
             while spent < seconds / (2 * _ROUNDS):
-                spent += decoders.seconds(timeout=300)
+                spent += decoders.seconds(timeout=300)[0]
                 done += jobs
             rates["decode"].append(done / spent)
             next(stream)

@@ -8,7 +8,7 @@ import contextlib
 import io
 import multiprocessing
 import time as clock
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from mmssl.data.clips import ClipRequest
@@ -18,7 +18,7 @@ from mmssl.errors import UserError
 Job = tuple[bytes, ClipRequest]
 """Encoded media, and what of it is wanted."""
 
-_jobs: list[Job] = []  # of a decoding process
+_given: list[tuple[Callable[[Job], Any], Job]] = []  # of a decoding process
 
 
 def decode(job: Job) -> int:
@@ -67,12 +67,15 @@ def decode(job: Job) -> int:
     return made
 
 
-def _take(jobs: Sequence[Job]) -> None:
-    _jobs[:] = jobs
+def _take(work: Callable[[Job], Any], jobs: Sequence[Job]) -> None:
+    _given[:] = [(work, job) for job in jobs]
 
 
-def _decode(index: int) -> int:
-    return decode(_jobs[index])
+def _run(index: int) -> float:
+    begin = clock.process_time()
+    work, job = _given[index]
+    work(job)
+    return clock.process_time() - begin
 
 
 class Decoders:
@@ -82,29 +85,37 @@ class Decoders:
         self._processes = processes
         self._jobs = jobs
 
-    def seconds(self, *, timeout: float) -> float:
-        """How long all jobs take.
+    def seconds(self, *, timeout: float) -> tuple[float, float]:
+        """How long all jobs take: on the clock, and of CPU.
 
         Raises:
           UserError: longer than `timeout` seconds, or a job failed.
         """
         begin = clock.perf_counter()
         try:
-            work = self._processes.map_async(_decode, range(self._jobs), chunksize=1)
-            work.get(timeout=timeout)
+            work = self._processes.map_async(_run, range(self._jobs), chunksize=1)
+            spent = sum(work.get(timeout=timeout))
         except Exception as error:
             raise UserError(
                 f"the clips do not decode without the loader's protection: {error!r}; "
                 "look at them with `mmssl data validate`"
             ) from error
-        return clock.perf_counter() - begin
+        return clock.perf_counter() - begin, spent
 
 
 @contextlib.contextmanager
-def decoders(jobs: Sequence[Job], processes: int) -> Iterator[Decoders]:
-    """Starts so many processes; media is trusted: a crash is not survived."""
+def decoders(
+    jobs: Sequence[Job], processes: int, *, work: Callable[[Job], Any] = decode
+) -> Iterator[Decoders]:
+    """Starts so many processes; media is trusted: a crash is not survived.
+
+    Args:
+      jobs: done by every call of `Decoders.seconds`.
+      processes: that share them.
+      work: done with each: a function of a module.
+    """
     context = multiprocessing.get_context("spawn")
-    with context.Pool(processes, _take, (list(jobs),)) as pool:
+    with context.Pool(processes, _take, (work, list(jobs))) as pool:
         found = Decoders(pool, len(jobs))
         found.seconds(timeout=300)  # imports the decoder in every process
         yield found

@@ -51,18 +51,18 @@ def test_records_come_back(dataset) -> None:
 
 def test_from_files_to_batches(dataset) -> None:
     source = open_dataset(dataset / "ds", "train")
-    with DecodePool(2) as pool:
-        view = View(
-            pool,
-            seconds=1.0,
-            video={"frames": 4, "size": (16, 16)},
-            audio={"rate": 8000},
-            text={"length": 4, "candidates": 2},
-            tokenizer=WordTokenizer(dataset / "words.txt"),
-            train=True,
-        )
-        batches = []
-        for threads in (1, 4):
+    batches = []
+    for workers, threads in ((1, 1), (3, 4)):  # neither changes what is sampled
+        with DecodePool(workers) as pool:
+            view = View(
+                pool,
+                seconds=1.0,
+                video={"frames": 4, "size": (16, 16)},
+                audio={"rate": 8000},
+                text={"length": 4, "candidates": 2},
+                tokenizer=WordTokenizer(dataset / "words.txt"),
+                train=True,
+            )
             pipeline = Pipeline(
                 [(source, 1.0)], view, batch=7, seed=0, train=True, threads=threads
             )
@@ -73,6 +73,8 @@ def test_from_files_to_batches(dataset) -> None:
         assert one.info == two.info
         for name, rows in one.raw.media.items():
             np.testing.assert_array_equal(rows, two.raw.media[name])
+        assert one.raw.colour is not None
+        np.testing.assert_array_equal(one.raw.colour, two.raw.colour)
         is_clip = np.array([info["id"] != "only text" for info in one.info])
         np.testing.assert_array_equal(one.raw.present["video"], is_clip)
         np.testing.assert_array_equal(one.raw.present["audio"], is_clip)
