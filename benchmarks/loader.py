@@ -19,11 +19,12 @@ import numpy as np
 
 from mmssl import bench, commands, streams
 from mmssl import config as config_lib
-from mmssl.data import bare, build, media, tokenizer
+from mmssl.data import audio, bare, build, media, text, tokenizer
 from mmssl.data.encode import encode_mp4
 from mmssl.data.pool import DecodePool
 from mmssl.errors import UserError
 from mmssl.experiment import Experiment
+from mmssl.models import colour, logmel
 
 WORKERS = 2
 BATCH = 32
@@ -81,8 +82,8 @@ def clip_224(path: pathlib.Path, rng: np.random.Generator, *, seconds: float) ->
     wave = 0.3 * np.sin(2 * np.pi * rng.uniform(100, 900) * at)
     wave += rng.normal(0, 0.02, len(at))
     video = np.clip(frames, 0, 255).astype(np.uint8)
-    audio = wave.astype(np.float32)
-    encode_mp4(path, video=video, fps=25, audio=audio, rate=48000)
+    sound = wave.astype(np.float32)
+    encode_mp4(path, video=video, fps=25, audio=sound, rate=48000)
 
 
 def clips_224(folder: pathlib.Path, *, clips: int) -> str:
@@ -271,7 +272,83 @@ def memory(quick: bool, rounds: int) -> harness.Measured:
     return harness.Measured(summary, {"memory_samples": samples}, details)
 
 
+def _host_colour(frames: np.ndarray, draws: Sequence[float]) -> np.ndarray:
+    """`models.colour.jitter` of one clip in NumPy, frame by frame in the cache."""
+    brightness, contrast, saturation, hue = draws
+    angle = 2 * np.pi * hue
+    turn = np.eye(3)
+    turn[1:, 1:] = saturation * np.array(
+        [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    )
+    matrix = colour.RGB @ turn @ colour.YIQ
+    mean = matrix @ frames.mean((0, 1, 2), dtype=np.float32)
+    offset = ((1 - contrast) * mean + 255 * brightness + 0.5).astype(np.float32)
+    matrix = (contrast * matrix).T.astype(np.float32)
+    out = np.empty_like(frames)
+    for frame, made in zip(frames, out, strict=True):
+        x = frame.reshape(-1, 3).astype(np.float32) @ matrix + offset
+        made[:] = np.clip(x, 0, 255, out=x).reshape(frame.shape)
+    return out
+
+
+def _host_mel(wave: np.ndarray, bank: np.ndarray) -> np.ndarray:
+    """Windows of 25 ms every 10 ms at 48 kHz, 80 bands, in NumPy."""
+    cut = np.lib.stride_tricks.sliding_window_view(wave, 1200)[::480]
+    hann = np.hanning(1201)[:-1].astype(np.float32)
+    return np.log(np.abs(np.fft.rfft(cut * hann, n=2048)) @ bank + 1e-5)
+
+
+def places(quick: bool, rounds: int) -> harness.Measured:
+    """A part: CPU time per sample of VATT's size, on the host and on this device."""
+    import jax
+    import jax.numpy as jnp
+
+    rng, rows = np.random.default_rng(0), 2 if quick else 8
+    clip = rng.integers(0, 256, (32, 224, 224, 3), dtype=np.uint8)
+    wave = rng.standard_normal(153_600, dtype=np.float32)
+    draws = (0.1, 1.2, 0.8, 0.1)
+    bank = logmel.mel_matrix(bins=1025, rate=48000, mels=80, fmin=60.0, fmax=7600.0)
+    texts = [" ".join(rng.choice(WORDS, 16)) for _ in range(5)]
+    with tempfile.TemporaryDirectory(prefix="mmssl-") as folder:
+        file = pathlib.Path(folder) / "text.txt"
+        file.write_text("\n".join(texts * 20))
+        model = file.with_name("text.model")
+        tokenizer.train_tokenizer(files=[file], out=model, vocab_size=64)
+        words = text.load_tokenizer(model)
+    clips = jnp.asarray(np.stack([clip] * rows))
+    waves, changes = jnp.asarray(np.stack([wave] * rows)), jnp.array([draws] * rows)
+    noise = jax.jit(lambda x, key: x + 0.01 * jax.random.normal(key, x.shape))
+    mel = jax.jit(lambda x: logmel.log_mel(x, rate=48000, window=1200, hop=480))
+    jitter, key = jax.jit(colour.jitter), jax.random.key(0)
+
+    def encode() -> None:
+        text.encode_candidates(words, texts, count=5, length=16)
+
+    arms: dict[str, tuple[int, Callable[[], Any]]] = {
+        "text_host": (1, encode),
+        "noise_host": (1, lambda: audio.add_noise(wave, rng, strength=0.01)),
+        "noise_device": (rows, lambda: noise(waves, key)),
+        "mel_host": (1, lambda: _host_mel(wave, bank.astype(np.float32))),
+        "mel_device": (rows, lambda: mel(waves)),
+        "colour_host": (1, lambda: _host_colour(clip, draws)),
+        "colour_device": (rows, lambda: jitter(clips, changes)),
+    }
+    spent: dict[str, list[float]] = {name: [] for name in arms}
+    for turn in range(rounds + 1):
+        for name, (samples, work) in arms.items():
+            begin = time.process_time()
+            jax.block_until_ready(work())
+            if turn:  # the first one compiles
+                spent[name].append(1e3 * (time.process_time() - begin) / samples)
+    summary = {
+        f"place_{name}_cpu_ms": harness.spread(values, unit="ms")
+        for name, values in spent.items()
+    }
+    return harness.Measured(summary, {"place_rows": rows})
+
+
 PARTS: dict[str, harness.Part] = {
+    "places": places,
     "grid": compared("grid", "grid.py", grid_clips, clips=(200, 40)),
     "vatt": compared("vatt", "vatt_ma_medium.py", clips_224, clips=(24, 6)),
     "memory": memory,

@@ -8,10 +8,11 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 # Rec. 601 luma; YIQ is the space in which hue is a rotation.
-_YIQ = np.array(
+YIQ = np.array(
     [[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]]
 )
-_RGB = np.linalg.inv(_YIQ)
+RGB = np.linalg.inv(YIQ)
+"""The way to YIQ, and back."""
 
 
 def jitter(
@@ -32,7 +33,7 @@ def jitter(
     chroma = np.diag([0.0, 1.0, 1.0])
     across = np.array([[0.0, 0, 0], [0, 0, -1], [0, 1, 0]])
     luma, same, other = (
-        jnp.asarray(_RGB @ part @ _YIQ, jnp.float32)[None]
+        jnp.asarray(RGB @ part @ YIQ, jnp.float32)[None]
         for part in (np.diag([1.0, 0.0, 0.0]), chroma, across)
     )
     angle = 2 * jnp.pi * hue
