@@ -225,7 +225,9 @@ def _decode(name: str, dataset: pathlib.Path, split: str, arrays: pathlib.Path) 
     media: dict[str, list[np.ndarray]] = {m: [] for m in MODALITIES}
     info: list[dict[str, Any]] = []
     with streams.open_pool(experiment) as pool:
-        found = streams.eval_pipeline(experiment, pool, path=str(dataset), split=split)
+        found = streams.eval_pipeline(
+            experiment, pool, path=str(dataset), split=split, batch=64, windows=1
+        )
         for batch in found:
             # Clips without sound or text (a few of the demo world's) are left out.
             whole = [

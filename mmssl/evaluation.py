@@ -175,7 +175,13 @@ class Evaluator:
         self, split: str, fns: Mapping[str, embeddings.EmbedFn]
     ) -> dict[str, embeddings.Embeddings]:
         batches = streams.eval_pipeline(
-            self._experiment, self._pool, path=self.path, split=split, clips=self._clips
+            self._experiment,
+            self._pool,
+            path=self.path,
+            split=split,
+            batch=self.settings.batch,
+            windows=self.settings.windows,
+            clips=self._clips,
         )
         whole = whole_batch(self._experiment.mesh)
         try:

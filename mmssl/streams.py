@@ -107,23 +107,26 @@ def eval_pipeline(
     *,
     path: str,
     split: str,
+    batch: int,
+    windows: int,
     clips: int | None = None,
 ) -> pipeline.Pipeline:
     """One pass over a split, in order, without augmentation: this process's rows.
 
     Args:
-      experiment: its data, and `evals`.
+      experiment: how its data is seen.
       pool: decodes.
       path: a dataset.
       split: of it.
+      batch: at least; rounded up to what the mesh divides.
+      windows: of each clip.
       clips: that many at most, evenly over the split; None = all.
     """
-    evals = experiment.config["evals"]
     found = sources.open_dataset(path, split, reads=make_reads(experiment))
     return pipeline.Pipeline(
         [(found if clips is None else _Some(found, clips), 1.0)],
-        make_view(experiment, pool, train=False, windows=evals.get("windows", 1)),
-        batch=mesh_lib.round_up(evals.get("batch", 64), experiment.mesh),
+        make_view(experiment, pool, train=False, windows=windows),
+        batch=mesh_lib.round_up(batch, experiment.mesh),
         seed=0,
         train=False,
         threads=experiment.config["data"].get("threads"),

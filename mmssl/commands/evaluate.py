@@ -52,7 +52,7 @@ def add(subparsers: Any) -> None:
         "--protocols",
         metavar="NAME,...",
         help="retrieval, zero_shot, probe, knn, svm, low_rank, fractions, multilabel; "
-        "default: retrieval,zero_shot,probe,knn,multilabel",
+        "default: retrieval,zero_shot,probe,knn",
     )
     parser.add_argument(
         "--ema",

@@ -193,8 +193,8 @@ PROTOCOLS: dict[str, Protocol] = {
 }
 """By name, in the order of the tables."""
 
-DEFAULT = ("retrieval", "zero_shot", "probe", "knn", "multilabel")
-"""What `mmssl eval` runs where it is told nothing: all that takes no long."""
+DEFAULT = ("retrieval", "zero_shot", "probe", "knn")
+"""What `mmssl eval` runs where it is told nothing: what does not take long."""
 
 
 def check_protocols(names: Iterable[str], where: str) -> tuple[str, ...]:
