@@ -101,6 +101,19 @@ def train_pipeline(
     )
 
 
+class _Some:
+    """At most so many of a source's records, evenly over it."""
+
+    def __init__(self, source: pipeline.Source, most: int) -> None:
+        self._source, self._count = source, min(most, len(source))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> records.Record:
+        return self._source[int(index) * len(self._source) // self._count]
+
+
 def eval_pipeline(
     experiment: Experiment,
     pool: DecodePool,
