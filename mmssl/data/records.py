@@ -28,7 +28,7 @@ OUTCOMES = "outcomes"
 """Folder of what became of each row, a file for each shard; read by a later build."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Segment:
     """A text with its time: seconds from the start of the media.
 
@@ -48,7 +48,7 @@ class Segment:
         return not math.isnan(self.start)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Word:
     """One spoken word and its time in seconds."""
 
