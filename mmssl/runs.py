@@ -16,7 +16,7 @@ from mmssl.data import device, sources
 from mmssl.data.pipeline import FaultsMet
 from mmssl.errors import UserError
 from mmssl.experiment import Experiment
-from mmssl.export import safetensors_export
+from mmssl.export import safetensors_export, select
 from mmssl.parallel import distributed
 from mmssl.parallel import mesh as mesh_lib
 from mmssl.report import build as report_build
@@ -265,9 +265,19 @@ def restore(
 
 
 def export_run(
-    workdir: str, out: str, *, overwrite: bool = False, ema: bool = False
+    workdir: str,
+    out: str,
+    *,
+    overwrite: bool = False,
+    ema: bool = False,
+    modalities: Sequence[str] | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
-    """Exports the newest checkpoint, or its average; returns the manifest."""
+    """Exports the newest checkpoint, or its average; returns the manifest.
+
+    Of these modalities only, if they are named; `options` are keyword arguments of
+    `safetensors_export.export`.
+    """
     experiment, folder = open_run(workdir), pathlib.Path(workdir)
     state = restore(experiment, workdir, ema=ema)
     config = experiment.config
@@ -287,19 +297,25 @@ def export_run(
         if key in info.get("data", {}):
             info[key.removeprefix("train_")] = info["data"][key]
     info["hardware"] = info.get("data", {}).get("hardware", streams.hardware())
-    return safetensors_export.export(
-        params=state.params,
-        heads={
+    parts: dict[str, Any] = {
+        "params": state.params,
+        "heads": {
             name: (objective.projections(state.heads[name]), state.extras[name])
             for name, objective in experiment.projecting.items()
         },
-        model_kwargs=experiment.model_kwargs(),
-        heads_kwargs={n: experiment.heads_kwargs(n) for n in experiment.projecting},
-        data_kwargs=experiment.view_kwargs,
+        "model_kwargs": experiment.model_kwargs(),
+        "heads_kwargs": {n: experiment.heads_kwargs(n) for n in experiment.projecting},
+        "data_kwargs": experiment.view_kwargs,
+    }
+    if modalities is not None:
+        parts = select.only(modalities, **parts)
+    return safetensors_export.export(
+        **parts,
         tokenizer_path=experiment.tokenizer_path,
         run_info=info,  # pyright: ignore[reportArgumentType]
         out=out,
         overwrite=overwrite,
+        **options,
     )
 
 

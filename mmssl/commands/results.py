@@ -20,10 +20,11 @@ def _add_export(subparsers: Any) -> None:
         summary="safetensors, config, tokenizer and model card",
         about="Writes the encoder of the newest checkpoint to a folder that needs "
         "nothing else: weights in safetensors, the config, the tokenizer, a model card "
-        "made from the run.",
+        "made from the run, and the encoder in PyTorch. See docs/export.md.",
         example="""
             mmssl export --workdir runs/mine --out encoder
             python -c "import mmssl; print(mmssl.load('encoder').encode_text(['tea']))"
+            mmssl export --workdir runs/mine --out video-encoder --modalities video
         """,
     )
     _add_workdir(parser)
@@ -35,6 +36,23 @@ def _add_export(subparsers: Any) -> None:
         "--ema",
         action="store_true",
         help="the running average of the parameters, of a run that keeps one",
+    )
+    parser.add_argument(
+        "--modalities",
+        metavar="NAME",
+        nargs="+",
+        help="video, audio or text: these only; default: all that the model has",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of the stored weights; default float32",
+    )
+    parser.add_argument(
+        "--stablehlo",
+        action="store_true",
+        help="also programs that JAX alone runs on CPUs, GPUs and TPUs",
     )
 
 
@@ -63,6 +81,9 @@ def export(arguments: argparse.Namespace) -> None:
         arguments.out,
         overwrite=arguments.overwrite,
         ema=arguments.ema,
+        modalities=arguments.modalities,
+        dtype=arguments.dtype,
+        stablehlo=arguments.stablehlo,
     )
     rows = [(name, facts["bytes"]) for name, facts in manifest["files"].items()]
     print(commands.table(rows, header=(arguments.out, "bytes")))

@@ -5,20 +5,16 @@ needs no table of ours. `standalone/torch_encoder.py` builds itself from it.
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from mmssl import models
+from mmssl.export import program as program_lib
 from mmssl.export import spaces
 from mmssl.models import tokenize
 
 
-def describe(model: models.Model, heads: Mapping[str, models.Heads]) -> dict[str, Any]:
+def describe(program: program_lib.Program) -> dict[str, Any]:
     """`architecture` of config.json.
-
-    Args:
-      model: the encoder.
-      heads: by objective.
 
     Returns:
       towers: by modality, `tokenizer` (its kind and geometry), `grid`, `axes`,
@@ -29,16 +25,14 @@ def describe(model: models.Model, heads: Mapping[str, models.Heads]) -> dict[str
       places: space -> (objective, the name of the space in its chains).
       default_spaces: modality -> space.
     """
-    found = spaces.places(heads)
-    members = {s: heads[owner].spaces[inner] for s, (owner, inner) in found.items()}
     return {
-        "towers": {name: _tower(model, name) for name in model.tokenizers},
+        "towers": {name: _tower(program.model, name) for name in program.modalities},
         "chains": {
             objective: {n: dataclasses.asdict(c) for n, c in head.chains.items()}
-            for objective, head in heads.items()
+            for objective, head in program.heads.items()
         },
-        "places": found,
-        "default_spaces": spaces.defaults(members),
+        "places": program.places,
+        "default_spaces": spaces.defaults(program.spaces),
     }
 
 

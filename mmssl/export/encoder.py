@@ -1,7 +1,6 @@
 """An exported encoder: files, arrays or strings to embeddings."""
 
 import concurrent.futures
-import functools
 import json
 import os
 import pathlib
@@ -14,10 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32
 
-from mmssl import models
 from mmssl.errors import UserError
-from mmssl.export import architecture, forward, inputs, manifest, spaces, weights
-from mmssl.types import RawBatch
+from mmssl.export import forward, inputs, manifest, spaces, weights
+from mmssl.export import program as program_lib
 
 BATCH = 8
 """Rows per call of the compiled forward pass; fewer are padded, more are split."""
@@ -32,47 +30,34 @@ class Encoder:
         most modalities, so that defaults can be compared where the heads allow it,
         else the first that has the modality.
       config: the export's config.json.
+      program: the forward pass, for a `jit` of yours.
       widths: modality -> width of its pooled features.
     """
 
     def __init__(
         self,
         *,
-        model: models.Model,
-        params: Any,
-        heads: Mapping[str, tuple[models.Heads, Any, Any]],
+        program: program_lib.Program,
+        held: Any,
         config: Mapping[str, Any],
         tokenizer: Any = None,
         batch: int = BATCH,
     ) -> None:
         """Args:
-        model: built for one text candidate per row.
-        params: its parameters.
-        heads: by objective: (heads, parameters, state).
+        program: the forward pass.
+        held: its arrays, like `program.abstract()`.
         config: what config.json holds.
         tokenizer: with `.encode(str) -> list[int]`; needed for text.
         batch: rows per compiled call.
         """
         if batch < 1:
             raise ValueError(f"batch must be at least 1, found {batch}")
-        self.config = config
-        self.widths = dict(model.widths)
-        self._model, self._batch, self._tokenizer = model, batch, tokenizer
-        self._heads = {name: head for name, (head, _, _) in heads.items()}
-        self._weights = {
-            "model": params,
-            "heads": {
-                name: {"params": head_params, "state": state}
-                for name, (_, head_params, state) in heads.items()
-            },
-        }
-        self._places = spaces.places(self._heads)
-        self.spaces = {
-            space: self._heads[objective].spaces[inner]
-            for space, (objective, inner) in self._places.items()
-        }
+        self.config, self.program = config, program
+        self.widths = dict(program.model.widths)
+        self.spaces = program.spaces
         self.default_spaces = spaces.defaults(self.spaces)
-        self._forward = jax.jit(self._encoded, static_argnums=0)
+        self._held, self._batch, self._tokenizer = held, batch, tokenizer
+        self._forward = jax.jit(program, static_argnums=0)
         workers = min(4, os.cpu_count() or 1)
         self._reader = inputs.MediaReader(config["preprocessing"], workers=workers)
         self._threads = workers
@@ -94,12 +79,7 @@ class Encoder:
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        return tuple(self._model.tokenizers)
-
-    @property
-    def architecture(self) -> dict[str, Any]:
-        """See `architecture.describe`."""
-        return architecture.describe(self._model, self._heads)
+        return self.program.modalities
 
     @property
     def seconds(self) -> float:
@@ -209,18 +189,14 @@ class Encoder:
         if not texts:
             raise ValueError("encode_text: nothing to encode")
         ids = inputs.token_ids(texts, self._tokenizer, length=tokenizer.length)
-
-        def load(row: np.ndarray) -> np.ndarray:
-            return row[None]
-
-        return self._encode("text", list(ids), load, space=space, pooled=pooled)
+        return self._encode("text", list(ids), np.asarray, space=space, pooled=pooled)
 
     def _tokenizer_of(self, modality: str) -> Any:
-        if modality not in self._model.tokenizers:
+        if modality not in self.program.model.tokenizers:
             raise ValueError(
                 f"this encoder has no {modality}; it has {', '.join(self.modalities)}"
             )
-        return self._model.tokenizers[modality]
+        return self.program.model.tokenizers[modality]
 
     def _encode(
         self,
@@ -231,7 +207,7 @@ class Encoder:
         space: str | None,
         pooled: bool,
     ) -> Float32[np.ndarray, "b e"]:
-        wanted = ""
+        wanted = program_lib.POOLED
         if not pooled:
             wanted = spaces.choose(space, modality=modality, spaces=self.spaces)
         elif space is not None:
@@ -245,67 +221,25 @@ class Encoder:
         return np.concatenate(out)
 
     def _outputs(self, modality: str, media: np.ndarray) -> dict[str, np.ndarray]:
-        """All outputs of at most `batch` rows: "" = pooled, and every space."""
+        """All outputs of at most `batch` rows, by name; see `Program`."""
         count = len(media)
         padding = [(0, self._batch - count)] + [(0, 0)] * (media.ndim - 1)
-        full = self._forward(
-            modality, self._weights, jnp.asarray(np.pad(media, padding))
-        )
+        full = self._forward(modality, self._held, jnp.asarray(np.pad(media, padding)))
         return {name: np.asarray(value)[:count] for name, value in full.items()}
-
-    def _encoded(
-        self, modality: str, held: Any, media: jax.Array
-    ) -> dict[str, jax.Array]:
-        rows = media.shape[0]
-        present = {modality: jnp.ones(rows, bool)}
-        raw = RawBatch(
-            media={modality: media},
-            present=present,
-            example_id=jnp.zeros(rows, jnp.uint32),
-        )
-        batch = self._model.prepare(raw)
-        pooled = self._model.encode(held["model"], batch).pooled[modality]
-        if pooled.ndim == 3:  # text: one candidate
-            pooled = pooled[:, 0]
-        pooled = pooled.astype(jnp.float32)
-        out = {"": pooled}
-        # The other modalities are there as absent rows, as in a training batch.
-        every = {m: jnp.zeros((rows, w)) for m, w in self.widths.items()}
-        masks = {m: jnp.full(rows, m == modality) for m in every}
-        every[modality] = pooled
-        for objective, head in self._heads.items():
-            own = held["heads"][objective]
-            found, _ = head.apply(
-                own["params"], own["state"], every, masks, train=False
-            )
-            for space, (owner, inner) in self._places.items():
-                if owner == objective and modality in found.get(inner, {}):
-                    out[space] = _unit(found[inner][modality])
-        return out
 
     def fixed_outputs(self) -> dict[str, Float32[np.ndarray, "r e"]]:
         """`modality/space` and `modality/pooled` of the fixed input of `forward`."""
         out = {}
-        for modality, tokenizer in self._model.tokenizers.items():
-            spec: Any = tokenizer
-            shapes = {
-                "video": lambda s: (s.frames, *s.size, 3),
-                "audio": lambda s: (s.samples,),
-                "text": lambda s: (1, s.length),
-            }
+        for modality, tokenizer in self.program.model.tokenizers.items():
+            rows = min(forward.ROWS, self._batch)
             media = forward.fixed_input(
                 modality,
-                (min(forward.ROWS, self._batch), *shapes[modality](spec)),
-                vocab=spec.vocab if modality == "text" else 0,
+                self.program.media(modality, rows).shape,
+                vocab=tokenizer.spec.vocab,
             )
             for space, value in self._outputs(modality, media).items():
-                out[f"{modality}/{space or 'pooled'}"] = value
+                out[f"{modality}/{space}"] = value
         return out
-
-
-def _unit(x: jax.Array) -> jax.Array:
-    norm = jnp.sqrt((x * x).sum(-1, keepdims=True))
-    return x / jnp.maximum(norm, 1e-12)
 
 
 def from_folder(folder: pathlib.Path, *, batch: int = BATCH) -> Encoder:
@@ -316,14 +250,9 @@ def from_folder(folder: pathlib.Path, *, batch: int = BATCH) -> Encoder:
         folder.
     """
     config = json.loads((folder / "config.json").read_bytes())
-    kwargs = dict(config["model"])
-    if kwargs.get("text") is not None:
-        # Strings are encoded one by one; parameters do not depend on candidates.
-        kwargs["text"] = {**kwargs["text"], "candidates": 1}
-    model = models.build_model(**kwargs)
-    heads = {name: models.build_heads(**kw) for name, kw in config["heads"].items()}
+    program = program_lib.build(config)
     arrays = weights.read(folder / "model.safetensors")
-    held = weights.fit(arrays, _abstract(model, heads), what=str(folder))
+    held = weights.fit(arrays, program.abstract(), what=str(folder))
     tokenizer = None
     if config["tokenizer"] is not None:
         from mmssl.data import text
@@ -333,32 +262,8 @@ def from_folder(folder: pathlib.Path, *, batch: int = BATCH) -> Encoder:
             manifest.own_file(folder, name, entry="config.json tokenizer")
         )
     return Encoder(
-        model=model,
-        params=held["model"],
-        heads={
-            name: (head, held["heads"][name]["params"], held["heads"][name]["state"])
-            for name, head in heads.items()
-        },
-        config=config,
-        tokenizer=tokenizer,
-        batch=batch,
+        program=program, held=held, config=config, tokenizer=tokenizer, batch=batch
     )
-
-
-def _abstract(model: models.Model, heads: Mapping[str, models.Heads]) -> Any:
-    """Shapes of everything model.safetensors must hold."""
-    key = jax.random.key(0)
-
-    def init(head: models.Heads) -> dict[str, Any]:
-        params, state = head.init(key, model.widths)
-        return {"params": params, "state": state}
-
-    shapes: dict[str, Any] = {"model": jax.eval_shape(model.init, key)}
-    shapes["heads"] = {
-        name: jax.eval_shape(functools.partial(init, head))
-        for name, head in heads.items()
-    }
-    return shapes
 
 
 def load(path: str | os.PathLike[str], *, batch: int = BATCH) -> Encoder:

@@ -13,7 +13,8 @@ import jax
 import mmssl
 from mmssl import files
 from mmssl.errors import UserError
-from mmssl.export import card, encoder, forward, manifest, weights
+from mmssl.export import architecture, card, encoder, forward, manifest, weights
+from mmssl.export import stablehlo as programs
 
 _PREPROCESSING = ("seconds", "video", "audio", "text")
 
@@ -34,6 +35,7 @@ def export(
     run_info: card.RunInfo,
     out: str | os.PathLike[str],
     dtype: str = "float32",
+    stablehlo: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Writes weights, config.json, tokenizer, README.md, torch_encoder.py and hashes.
@@ -52,6 +54,7 @@ def export(
       run_info: what the card tells.
       out: the folder to write.
       dtype: of the stored weights, "float32" or "bfloat16"; head statistics stay.
+      stablehlo: also programs that JAX alone runs; see `stablehlo.save`.
       overwrite: replace an earlier export at `out`.
 
     Returns:
@@ -99,7 +102,7 @@ def export(
             config = {
                 **built.config,
                 "spaces": built.spaces,
-                "architecture": built.architecture,
+                "architecture": architecture.describe(built.program),
             }
             _write_json(folder / "config.json", config)
             text = card.write_card(
@@ -112,6 +115,8 @@ def export(
             )
         weights.save(outputs, folder / _MARKER)
         shutil.copyfile(_TORCH, folder / _TORCH.name)
+        if stablehlo:
+            programs.save(folder)
         (folder / "README.md").write_text(text, encoding="utf-8")
         compute = str(model_kwargs.get("dtype", "float32"))
         return manifest.seal(

@@ -155,6 +155,25 @@ class Heads:
     chains: Mapping[str, Chain]
     spaces: Mapping[str, tuple[str, ...]]
 
+    def only(self, modalities: Sequence[str]) -> "Heads":
+        """The same maps for fewer modalities, to project with and not to train.
+
+        A chain whose first modality is left out keeps the statistics of that one.
+
+        Args:
+          modalities: who stays.
+        """
+        chains = {}
+        for name, chain in self.chains.items():
+            members = tuple(m for m in chain.modalities if m in modalities)
+            if members:
+                chains[name] = dataclasses.replace(chain, modalities=members)
+        spaces = {
+            space: tuple(m for m in members if m in modalities)
+            for space, members in self.spaces.items()
+        }
+        return Heads(chains=chains, spaces={s: m for s, m in spaces.items() if m})
+
     def init(
         self, key: Key[Array, ""], widths: Mapping[str, int]
     ) -> tuple[types.Params, Any]:

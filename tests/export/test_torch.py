@@ -1,6 +1,5 @@
 """torch_encoder.py of an export computes what the exporter did; needs torch."""
 
-import dataclasses
 import importlib.util
 import json
 import pathlib
@@ -10,109 +9,14 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
-from mmssl import models, trees
 from mmssl.export import encoder as encoders
-from mmssl.export.safetensors_export import export
+from tests.export import exports
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 pytestmark = pytest.mark.usefixtures("compile_quickly")
-
-WORDS = ("red", "ball", "bounces", "blue", "box", "slides")
-SIZE = {"layers": 2, "width": 16, "mlp": 32, "heads": 2}
-VIDEO = {"frames": 4, "size": [16, 24], "patch": [2, 8, 8]}
-TEXT = {"vocab": len(WORDS) + 2, "length": 20, "candidates": 3}
-WAVE = {"samples": 800, "rate": 1600, "patch": 80}
-LOG_MEL = {
-    "tokenizer": "log_mel",
-    "samples": 1536,
-    "rate": 3200,
-    "hop": 64,
-    "mels": 10,
-    "patch": [4, 5],
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Variant:
-    """Keyword arguments of a model and of its heads, by objective."""
-
-    model: dict[str, Any]
-    heads: dict[str, Any]
-    dtype: str = "float32"
-
-
-VARIANTS = {
-    "specific": Variant(
-        model={
-            "backbone": "specific",
-            "size": {"video": SIZE, "audio": SIZE | {"width": 8}, "text": SIZE},
-            "video": VIDEO,
-            "audio": WAVE,
-            "text": TEXT,
-            "word_width": 12,
-        },
-        heads={"contrast": {"kind": "official", "va": 8, "vt": 6}},
-    ),
-    "shared": Variant(
-        model={
-            "size": SIZE,
-            "video": VIDEO | {"motion": True},
-            "audio": LOG_MEL,
-            "text": TEXT,
-            "word_width": 12,
-            "pooled_width": 10,
-            "scan": True,
-        },
-        heads={
-            "a": {"kind": "joint", "features": 6, "hidden": 12},
-            "b": {"kind": "joint", "features": 5, "norm": False},
-        },
-    ),
-    "sound": Variant(
-        model={"size": SIZE, "audio": WAVE},
-        heads={},
-        dtype="bfloat16",
-    ),
-    "paper": Variant(
-        model={"backbone": "specific", "size": SIZE, "video": VIDEO, "text": TEXT},
-        heads={"a": {"kind": "paper", "modalities": ["video", "text"]}},
-    ),
-}
-
-
-def stirred(tree: Any, seed: int) -> Any:
-    """No array keeps its initial zeros or ones: what is left out would not show."""
-    rng = np.random.default_rng(seed)
-    return trees.map_named(
-        lambda _, x: x + 0.1 * np.abs(rng.standard_normal(x.shape)).astype(x.dtype),
-        tree,
-    )
-
-
-def write(out: pathlib.Path, variant: Variant) -> None:
-    model = models.build_model(**variant.model)
-    heads = {name: models.build_heads(**kw) for name, kw in variant.heads.items()}
-    made = {n: head.init(jax.random.key(1), model.widths) for n, head in heads.items()}
-    words = out.with_suffix(".txt")
-    words.write_text("\n".join(WORDS) + "\n")
-    audio = variant.model.get("audio", WAVE)
-    data: dict[str, Any] = {"seconds": audio["samples"] / audio["rate"]}
-    data |= {m: variant.model.get(m) for m in ("video", "audio", "text")}
-    export(
-        params=stirred(model.init(jax.random.key(0)), 0),
-        heads={n: (stirred(p, 1), stirred(s, 2)) for n, (p, s) in made.items()},
-        model_kwargs=variant.model,
-        heads_kwargs=variant.heads,
-        data_kwargs=data,
-        tokenizer_path=words,
-        run_info={},
-        out=out,
-        dtype=variant.dtype,
-    )
 
 
 def reference(folder: pathlib.Path) -> Any:
@@ -126,22 +30,6 @@ def reference(folder: pathlib.Path) -> Any:
     return module
 
 
-def media(encoder: encoders.Encoder) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    kwargs = encoder.config["model"]
-    out: dict[str, np.ndarray] = {}
-    if kwargs.get("video"):
-        shape = (3, kwargs["video"]["frames"], *kwargs["video"]["size"], 3)
-        out["video"] = rng.integers(0, 256, shape, np.uint8)
-    if kwargs.get("audio"):
-        shape = (3, kwargs["audio"]["samples"])
-        out["audio"] = rng.uniform(-0.5, 0.5, shape).astype(np.float32)
-    if kwargs.get("text"):
-        out["text"] = rng.integers(1, len(WORDS) + 2, (3, 20)).astype(np.int32)
-        out["text"][1, 5:] = out["text"][2, 1:] = 0
-    return out
-
-
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], pathlib.Path]:
     """Name of a variant -> its export, written once."""
@@ -149,13 +37,13 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], pathlib
 
     def get(name: str) -> pathlib.Path:
         if not (root / name).is_dir():
-            write(root / name, VARIANTS[name])
+            exports.write(root / name, exports.VARIANTS[name])
         return root / name
 
     return get
 
 
-@pytest.fixture(params=VARIANTS)
+@pytest.fixture(params=exports.VARIANTS)
 def folder(
     request: pytest.FixtureRequest, written: Callable[[str], pathlib.Path]
 ) -> pathlib.Path:
@@ -165,17 +53,14 @@ def folder(
 def test_every_output_is_ours(folder: pathlib.Path) -> None:
     theirs = reference(folder).Encoder.load(folder)
     with encoders.from_folder(folder, batch=3) as ours:
-        for modality, rows in media(ours).items():
-            given = rows[:, None] if modality == "text" else rows
-            expected = ours._outputs(modality, given)
+        for modality, rows in exports.media(ours).items():
+            expected = ours._outputs(modality, rows)
             with torch.no_grad():
                 found = theirs(modality, torch.as_tensor(rows))
-            assert {s.replace("pooled", "") for s in found} == expected.keys()
+            assert found.keys() == expected.keys()
             for space, want in expected.items():
-                have = found[space or "pooled"].numpy()
-                np.testing.assert_allclose(
-                    have, want, rtol=1e-5, atol=1e-5 * np.abs(want).max(), err_msg=space
-                )
+                close = {"rtol": 1e-5, "atol": 1e-5 * np.abs(want).max()}
+                np.testing.assert_allclose(found[space], want, **close, err_msg=space)
         assert theirs.default_spaces == ours.default_spaces
 
 
@@ -194,7 +79,7 @@ def test_the_calls_of_its_text(written: Callable[[str], pathlib.Path]) -> None:
     folder = written("specific")
     theirs = reference(folder).Encoder.load(folder)
     with encoders.from_folder(folder, batch=3) as ours:
-        raw = media(ours)
+        raw = exports.media(ours)
         close = {"rtol": 1e-5, "atol": 1e-5}
         video = ours.encode_video(raw["video"])
         np.testing.assert_allclose(theirs.encode_video(raw["video"]), video, **close)
