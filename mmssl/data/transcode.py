@@ -4,7 +4,9 @@ One pass decodes a file, describes it, and encodes what is stored. What comes ou
 plain files: upright frames of square pixels, mono sound, time 0 at the first of both.
 """
 
+import contextlib
 import dataclasses
+import gc
 import io
 from collections.abc import Iterator
 from fractions import Fraction
@@ -55,34 +57,41 @@ def transcode(
 
 
 class _Track:
-    """One stream of one piece: an encoder, and the packets it gave.
+    """One stream of one piece, in a file of its own.
 
-    The encoder belongs to a container that is never used: only when all packets are
-    there is it known which streams a piece has.
+    Attributes:
+      media: the file's bytes, once no frame follows.
     """
 
-    def __init__(
-        self, format: str, codec: str, limits: Limits, **settings: Any
-    ) -> None:
-        import av
-
-        self._scratch = av.open(io.BytesIO(), "w", format=format)
-        options = settings.pop("options", {})
-        rate = settings.pop("rate")
-        self.stream: Any = self._scratch.add_stream(codec, rate=rate, options=options)
+    def __init__(self, format: str, codec: str, **settings: Any) -> None:
+        self._out = io.BytesIO()
+        self._box: Any = _writer(self._out, format)
+        options, rate = settings.pop("options", {}), settings.pop("rate")
+        self._stream: Any = self._box.add_stream(codec, rate=rate, options=options)
         for name, value in settings.items():
-            setattr(self.stream.codec_context, name, value)
-        self._scratch.start_encoding()
-        self._room = limits.output_mb * 2**20
-        self.packets: list[Any] = []
+            setattr(self._stream.codec_context, name, value)
+        self.media = b""
 
-    def encode(self, frame: Any) -> None:
-        """The next frame; None: no frame follows."""
-        for packet in self.stream.encode(frame):
-            self._room -= packet.size
-            if self._room < 0:
-                raise MediaFault("too_large", "what would be stored of it")
-            self.packets.append(packet)
+    def encode(self, frame: Any) -> int:
+        """Takes the next frame; None: no frame follows. Returns bytes written."""
+        packets = self._stream.encode(frame)
+        size = sum(packet.size for packet in packets)
+        self._box.mux(packets)
+        if frame is None:
+            self._box.close()
+            self.media = self._out.getvalue()
+            self._box = self._stream = None
+            # PyAV's objects refer to each other, so an encoder stays until a
+            # collection; by their number, a few, that would be long from now.
+            gc.collect()
+        return size
+
+
+def _writer(out: io.BytesIO, format: str) -> Any:
+    import av
+
+    # Matroska would have a random number in it.
+    return av.open(out, "w", format=format, options={"fflags": "+bitexact"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +118,7 @@ class _Cutter:
         self, streams: container.Streams, storage: Storage, limits: Limits
     ) -> None:
         self._form = _FORMS[storage.kind]
-        self._limits = limits
+        self._room = limits.output_mb * 2**20
         rate = streams.video and streams.video.average_rate
         self._fps = Fraction(storage.fps or rate or 25).limit_denominator(1000)
         self._pictures = _Pictures(streams, storage)
@@ -133,21 +142,26 @@ class _Cutter:
         video, audio = self._tracks["video"], self._tracks["audio"]
         for tracks in (video, audio):
             if tracks:
-                tracks[max(tracks)].encode(None)
+                self._encode(tracks[max(tracks)], None)
         for number in sorted(video.keys() | audio.keys()):
-            parts = [video[number]] if number in video else []
+            parts = [video[number].media] if number in video else []
             # What was filled in is no sound.
-            parts += [audio[number]] if number in self._sound.heard else []
+            parts += [audio[number].media] if number in self._sound.heard else []
             if parts:
-                yield number, _muxed(self._form.format, parts)
+                yield number, _joined(self._form.format, parts)
+
+    def _encode(self, track: _Track, frame: Any) -> None:
+        self._room -= track.encode(frame)
+        if self._room < 0:
+            raise MediaFault("too_large", "what would be stored of it")
 
     def _track(self, kind: str, number: int, **settings: Any) -> _Track:
         tracks = self._tracks[kind]
         if number not in tracks:
             if tracks:
-                tracks[max(tracks)].encode(None)
+                self._encode(tracks[max(tracks)], None)
             codec = getattr(self._form, kind)
-            tracks[number] = _Track(self._form.format, codec, self._limits, **settings)
+            tracks[number] = _Track(self._form.format, codec, **settings)
         return tracks[number]
 
     def _show(self, number: int, time: float, image: Any) -> None:
@@ -169,7 +183,7 @@ class _Cutter:
             settings["qmin"] = settings["qmax"] = 3
         track = self._track("video", number, rate=self._fps, **settings)
         image.pts, image.time_base = round(time * _TICKS), Fraction(1, _TICKS)
-        track.encode(image)
+        self._encode(track, image)
 
     def _play(self, number: int, at: int, wave: np.ndarray) -> None:
         import av
@@ -181,21 +195,28 @@ class _Cutter:
         track = self._track("audio", number, **settings)
         frame = av.AudioFrame.from_ndarray(wave[None], "fltp", "mono")
         frame.sample_rate, frame.pts, frame.time_base = rate, at, Fraction(1, rate)
-        track.encode(frame)
+        self._encode(track, frame)
 
 
-def _muxed(format: str, tracks: list[_Track]) -> bytes:
+def _joined(format: str, tracks: list[bytes]) -> bytes:
+    """Files of one stream as one file."""
     import av
 
+    if len(tracks) == 1:
+        return tracks[0]
     out = io.BytesIO()
-    # Matroska would have a random number in it.
-    with av.open(out, "w", format=format, options={"fflags": "+bitexact"}) as box:
-        packets = []
-        for track in tracks:
-            stream: Any = box.add_stream_from_template(track.stream)
-            for packet in track.packets:
-                packet.stream = stream
-                packets.append(packet)
+    packets = []
+    with contextlib.ExitStack() as stack:
+        sources: list[Any] = [
+            stack.enter_context(av.open(io.BytesIO(track))) for track in tracks
+        ]
+        box = stack.enter_context(_writer(out, format))
+        for source in sources:
+            target = box.add_stream_from_template(source.streams[0])
+            for packet in source.demux():
+                if packet.size:
+                    packet.stream = target
+                    packets.append(packet)
         for packet in sorted(packets, key=lambda p: p.dts * p.time_base):
             box.mux(packet)
     return out.getvalue()
