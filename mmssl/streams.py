@@ -178,6 +178,11 @@ def describe(experiment: Experiment) -> dict[str, Any]:
                 "fingerprint": fingerprint(path),
                 **{k: report[k] for k in ("used", "faults", "modalities")},
                 "partial": report.get("partial", {}),
+                "fault_files": {
+                    name: files[:3]
+                    for kind in ("files", "partial_files")
+                    for name, files in report.get(kind, {}).items()
+                },
                 "hours": report["duration_seconds"] / 3600,
                 "coverage": metadata.get("dataset", {}).get("coverage", {}),
             }

@@ -36,7 +36,7 @@ def add(members: Any) -> None:
         metavar="N",
         default=24,
         help="clips to show: evenly spaced, some with faults first; the page takes at "
-        "most 0.8 MB for each (default: %(default)s)",
+        "most 0.8 MiB for each (default: %(default)s)",
     )
     parser.add_argument(
         "--config",

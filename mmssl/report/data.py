@@ -78,7 +78,7 @@ def _coverage(source: Mapping[str, Any]) -> Markup | None:
 
 
 def _faults(source: Mapping[str, Any]) -> Markup:
-    """By class: at the build and in training, where it can be told with files."""
+    """By class: at the build and in training, with some of the files."""
     rows: list[tuple[Any, ...]] = []
     for when, name in (
         ("left out by the build", "faults"),
@@ -88,10 +88,8 @@ def _faults(source: Mapping[str, Any]) -> Markup:
     met = _mapping(source, "faults_met")
     for name, entry in met.items():
         if isinstance(entry, Mapping) and isinstance(entry.get("samples"), int):
-            files = entry.get("files")
-            files = files if isinstance(files, list) else []
-            names = ", ".join(map(str, files))
-            rows.append((name, "met in training", entry["samples"], names))
+            files = _listed(entry.get("files"))
+            rows.append((name, "met in training", entry["samples"], files))
     if not rows:
         trained = ", and training met none" if "faults_met" in source else ""
         return tag("p", f"No media faults at the build{trained}.", class_="note")
@@ -99,3 +97,7 @@ def _faults(source: Mapping[str, Any]) -> Markup:
     if "faults_met" in source and not met:
         return tag("div", table, tag("p", "Training met none.", class_="note"))
     return table
+
+
+def _listed(files: Any) -> str:
+    return ", ".join(map(str, files)) if isinstance(files, list) else ""

@@ -38,7 +38,7 @@ def view_dataset(
 
     Args:
       path: the dataset's folder.
-      out: an .html file; replaced if it is there. About 0.8 MB a sample at most.
+      out: an .html file; replaced if it is there. About 0.8 MiB a sample at most.
       split: a split or a TFDS slice of one; None: all of them.
       samples: rows to show; a quarter of them are rows with faults if there are so
         many among those looked at, the others are evenly spaced.

@@ -101,6 +101,7 @@ def workdir(tmp_path: pathlib.Path) -> pathlib.Path:
             "hours": 0.5,
             "faults": {"truncated": 2},
             "partial": {"audio_corrupt": 1},
+            "fault_files": {"truncated": [f"{name}/cut.mp4"]},
             "modalities": {"video": 31, "audio": 15},
             "coverage": {"train": {"found": 31, "listed": 40}},
             "faults_met": {"timeout": {"samples": 7, "files": [f"{name}/slow.mp4"]}},
@@ -155,7 +156,7 @@ def test_page_holds_everything_and_loads_nothing(workdir: pathlib.Path) -> None:
 def test_data_is_told_source_by_source(workdir: pathlib.Path) -> None:
     page = Page(write_report(workdir).read_text())
     for name in "ab":
-        for part in (f"data/{name}", f"{name}/slow.mp4"):
+        for part in (f"data/{name}", f"{name}/slow.mp4", f"{name}/cut.mp4"):
             assert part in page.text
     found = page.text.split("31 of 40 clips found (78%)")
     assert len(found) == 3
