@@ -80,16 +80,17 @@ def _coverage(source: Mapping[str, Any]) -> Markup | None:
 def _faults(source: Mapping[str, Any]) -> Markup:
     """By class: at the build and in training, with some of the files."""
     rows: list[tuple[Any, ...]] = []
-    for when, name in (
-        ("left out by the build", "faults"),
-        ("used in part", "partial"),
-    ):
-        rows += [(k, when, n, "") for k, n in _counts(source, name).items() if n]
+    files = _mapping(source, "fault_files")
+    kinds = {"faults": "left out by the build", "partial": "used in part"}
+    for kind, when in kinds.items():
+        for name, count in _counts(source, kind).items():
+            if count:
+                rows.append((name, when, count, _listed(files.get(name))))
     met = _mapping(source, "faults_met")
     for name, entry in met.items():
         if isinstance(entry, Mapping) and isinstance(entry.get("samples"), int):
-            files = _listed(entry.get("files"))
-            rows.append((name, "met in training", entry["samples"], files))
+            shown = _listed(entry.get("files"))
+            rows.append((name, "met in training", entry["samples"], shown))
     if not rows:
         trained = ", and training met none" if "faults_met" in source else ""
         return tag("p", f"No media faults at the build{trained}.", class_="note")
