@@ -25,13 +25,14 @@ def decode(job: Job) -> int:
     """Frames and samples of one window as arrays, which are dropped.
 
     Every frame up to the window's end is decoded; those that are wanted become RGB of
-    the wanted size. Sound stays at its own rate and layout.
+    the wanted size, by bilinear scaling of the whole frame. Sound stays at its own rate
+    and layout.
 
     Returns:
       Arrays made.
     """
     import av
-    from av.video.reformatter import VideoReformatter
+    from av.video.reformatter import Interpolation, VideoReformatter
 
     data, request = job
     video, audio = request.video, request.audio
@@ -58,7 +59,10 @@ def decode(job: Job) -> int:
                     made += 1
                 elif video is not None and time >= video.times[wanted]:
                     high, wide = video.size or (frame.height, frame.width)
-                    scaler.reformat(frame, wide, high, "rgb24").to_ndarray()
+                    shown = scaler.reformat(
+                        frame, wide, high, "rgb24", interpolation=Interpolation.BILINEAR
+                    )
+                    shown.to_ndarray()
                     made, wanted = made + 1, min(wanted + 1, len(video.times) - 1)
                 if time >= ends.get(index, 0.0):
                     ends.pop(index, None)
