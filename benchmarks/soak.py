@@ -34,7 +34,7 @@ def options() -> argparse.ArgumentParser:
         "--largest",
         metavar="KB",
         type=int,
-        default=150,
+        default=50,
         help="files above are left out (default: %(default)s)",
     )
     return made
