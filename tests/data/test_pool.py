@@ -1,5 +1,6 @@
 """What one bad item may cost the pool: itself."""
 
+import ast
 import concurrent.futures
 import os
 import pathlib
@@ -205,3 +206,28 @@ def test_bad_arguments_are_named() -> None:
         Limits(seconds=0)
     with pytest.raises(ValueError, match="workers"):
         DecodePool(0)
+
+
+UNSAFE = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "urllib"}
+CALLS = {"eval", "exec", "compile", "system", "popen", "load_module", "__import__"}
+
+
+def test_nothing_that_handles_media_unpickles_or_starts_a_shell() -> None:
+    folder = pathlib.Path(media.__file__).parent
+    modules = sorted(folder.rglob("*.py"))
+    assert len(modules) > 30
+    for module in modules:
+        for node in ast.walk(ast.parse(module.read_text())):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            assert not {name.partition(".")[0] for name in names} & UNSAFE, module
+            if isinstance(node, ast.Call):
+                called = getattr(node.func, "id", getattr(node.func, "attr", ""))
+                plain = isinstance(node.func, ast.Name) or called in ("system", "popen")
+                assert not (plain and called in CALLS), f"{module}:{node.lineno}"
+                words = {k.arg: k.value for k in node.keywords}
+                assert "shell" not in words, f"{module}:{node.lineno}"
+                assert "allow_pickle" not in words, f"{module}:{node.lineno}"
