@@ -209,6 +209,15 @@ def test_a_preview_is_a_part_of_a_long_clip(pool: DecodePool) -> None:
         assert abs(seconds - preview.SECONDS) < 0.3
 
 
+def test_pixels_that_are_not_square_are_shown_square(pool: DecodePool) -> None:
+    probe = {"video": {"height": 48, "width": 32, "fps": 10.0, "aspect": 2.0}}
+    media = encode(times=np.arange(0, 1, 0.1), size=(48, 32))
+    record = records.Record("x", media, meta={"probe": probe | {"duration": 1.0}})
+    found = preview.preview(record, pool)
+    assert found.frames is not None
+    assert found.frames.shape == (10, 48, 64, 3)
+
+
 def test_media_that_does_not_decode_now_is_a_fault(pool: DecodePool) -> None:
     probe = {"duration": 1.0, "video": {"height": 4, "width": 4, "fps": 25.0}}
     record = records.Record("x", b"garbage", meta={"probe": probe})

@@ -49,7 +49,7 @@ class Probe:
       video: None, or width and height of upright frames, frames (count; 0 = not
         counted), fps, start (seconds), rotation (quarter turns applied), errors
         (packets that did not decode); after a full probe also black (no frame has
-        anything lit).
+        anything lit) and aspect (width over height of an upright frame's pixels).
       audio: None, or rate (Hz), channels, samples (count; 0 = not counted), start,
         errors; after a full probe also silent (no sound above -60 dB of full scale)
         and drift (seconds by which timestamps run ahead of the samples).
@@ -161,6 +161,8 @@ class _Counts:
             size = (frame.width, frame.height)
             width, height = size[::-1] if turns % 2 else size
             self._video = {"width": width, "height": height, "rotation": turns}
+            aspect = float(self._streams.video.sample_aspect_ratio or 1)
+            self._video["aspect"] = 1 / aspect if turns % 2 else aspect
         self._shown(self._stamps.push(frame))
 
     def _shown(self, frames: list[tuple[float, Any]]) -> None:

@@ -39,8 +39,7 @@ class Preview:
     Attributes:
       start: seconds.
       end: seconds.
-      frames: RGB at `fps` from `start`, or None. The shape is that of the stored
-        pixels, turned upright.
+      frames: RGB at `fps` from `start`, or None; upright, with square pixels.
       fps: frames per second.
       audio: mono at `RATE` Hz, or None.
       faults: modality, or "media", to the class of fault met now.
@@ -102,7 +101,7 @@ def preview(
     if stream := probe.get("video"):
         fps = min(stream.get("fps") or _FPS, _FPS, _FRAMES / shown)
         count = max(1, math.floor(shown * fps))
-        size = _small(stream["height"], stream["width"])
+        size = _small(stream["height"], stream["width"] * stream.get("aspect", 1.0))
         times = tuple(start + i / fps for i in range(count))
         video = VideoRequest(times, size=size, fit="resize")
     if probe.get("audio"):
@@ -118,7 +117,7 @@ def preview(
     )
 
 
-def _small(height: int, width: int) -> tuple[int, int]:
+def _small(height: float, width: float) -> tuple[int, int]:
     """A size of the same shape with few pixels, both sides even as H.264 wants."""
     scale = min(1.0, math.sqrt(_PIXELS / (height * width)))
     low, high = _SIDES

@@ -15,8 +15,6 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from etils import epath
-
 from mmssl.data import records
 from mmssl.data.records import Record
 from mmssl.data.sources import RecordSource, open_dataset
@@ -207,7 +205,7 @@ def main_script(text: str) -> str:
 def read_report(path: str) -> dict[str, Any]:
     """What the build used and left out; {} where the file is absent or damaged."""
     try:
-        found = json.loads((epath.Path(path) / records.REPORT_FILE).read_text())
+        found = json.loads((records.folder(path) / records.REPORT_FILE).read_text())
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

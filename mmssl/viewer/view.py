@@ -7,7 +7,7 @@ from concurrent import futures
 from typing import Any
 
 from mmssl import config as config_lib
-from mmssl.data import survey, text
+from mmssl.data import records, survey, text
 from mmssl.data.faults import Limits
 from mmssl.data.intake import Progress
 from mmssl.errors import UserError
@@ -81,7 +81,7 @@ def view_dataset(
                     progress(len(cards), len(wanted), "decoding")
         finally:
             executor.shutdown(cancel_futures=True)
-    name = pathlib.Path(os.path.abspath(path)).name
+    name = os.path.basename(path if records.in_bucket(path) else os.path.abspath(path))
     summary = summary_lib.summarize(path, name, found)
     drawn = "" if experiment is None else _drawn(experiment, seed)
     page.write_dataset(out, summary, cards, view=drawn)
@@ -103,6 +103,6 @@ def _drawn(experiment: Experiment, seed: int) -> str:
 
 def _tokenizer(path: str) -> text.Tokenizer | None:
     """The one beside the dataset, if there is one."""
-    files = [pathlib.Path(path) / name for name in TOKENIZER_FILES]
+    files = [records.folder(path) / name for name in TOKENIZER_FILES]
     there = next((file for file in files if file.is_file()), None)
     return None if there is None else text.load_tokenizer(there)
