@@ -87,15 +87,15 @@ def clip_224(path: pathlib.Path, rng: np.random.Generator, *, seconds: float) ->
 
 
 def clips_224(folder: pathlib.Path, *, clips: int) -> str:
-    """A dataset of generated clips of 8 s with five texts each, and its tokenizer."""
+    """A dataset of generated clips of 6 s with three texts each, and its tokenizer."""
     (folder / "media").mkdir()
     rows, progress = [], commands.counter("clips")
     for i in range(clips):
         rng = np.random.default_rng(i)
-        clip_224(folder / f"media/{i}.mp4", rng, seconds=8.0)
+        clip_224(folder / f"media/{i}.mp4", rng, seconds=6.0)
         segments = [
             {"start": k, "end": k + 1.5, "text": " ".join(rng.choice(WORDS, 12))}
-            for k in range(0, 8, 2)
+            for k in range(0, 6, 2)
         ]
         rows.append({"id": f"{i}", "media": f"media/{i}.mp4", "segments": segments})
         progress(i + 1, clips, "encoded")
@@ -350,7 +350,7 @@ def places(quick: bool, rounds: int) -> harness.Measured:
 PARTS: dict[str, harness.Part] = {
     "places": places,
     "grid": compared("grid", "grid.py", grid_clips, clips=(200, 40)),
-    "vatt": compared("vatt", "vatt_ma_medium.py", clips_224, clips=(24, 6)),
+    "vatt": compared("vatt", "vatt_ma_medium.py", clips_224, clips=(12, 4)),
     "memory": memory,
 }
 
