@@ -188,6 +188,14 @@ def test_a_closed_pipe_is_no_error() -> None:
     assert done.stderr == ""
 
 
+def test_a_table_without_rows_is_its_header() -> None:
+    assert commands.table([], header=("who", "R@10")).split() == ["who", "R@10"] + [
+        "---",
+        "----",
+    ]
+    assert commands.table([]) == ""
+
+
 def test_table_aligns_numbers_to_the_right() -> None:
     rows = [("chance", 5.0), ("trained", 0.12345)]
     assert commands.table(rows, header=("who", "R@10")).splitlines() == [

@@ -100,10 +100,10 @@ def table(rows: Sequence[Sequence[Any]], *, header: Sequence[str] = ()) -> str:
     if not cells:
         return ""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    body = cells[1:] if header else cells
+    body = cells[bool(header) :]
     numeric = [
-        all(re.fullmatch(r"-?[\d.,]+(e[+-]?\d+)?%?|-|nan", cell) for cell in column)
-        for column in zip(*body, strict=True)
+        all(re.fullmatch(r"-?[\d.,]+(e[+-]?\d+)?%?|-|nan", row[i]) for row in body)
+        for i in range(len(widths))
     ]
     lines = [
         "  ".join(
