@@ -1,10 +1,17 @@
 """The model card: README.md of an export, from what the run recorded."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypedDict
 
 ABSENT = "not recorded"
+
+LICENCES = (
+    "apache-2.0 mit bsd-3-clause cc0-1.0 cc-by-4.0 cc-by-sa-4.0 cc-by-nc-4.0 "
+    "cc-by-nc-sa-4.0 cc-by-nc-nd-4.0"
+).split()
+"""What model hubs know by its identifier; others are named and linked."""
 ARMS = ("trained", "random", "chance")
 
 
@@ -96,8 +103,35 @@ def _flat(value: Mapping[str, Any]) -> str:
     return _table(("", ""), rows) if rows else ABSENT + "."
 
 
-def _yaml(value: str) -> str:
-    return json.dumps(value)  # a JSON string is a YAML string
+def front_matter(name: str, modalities: Sequence[str], licence: str | None) -> str:
+    """YAML that Hugging Face reads: library, task, tags, licence.
+
+    A licence without an identifier there is "other", with a name in lower case and the
+    file that has its text (https://huggingface.co/docs/hub/repositories-licenses).
+
+    Args:
+      name: of the model.
+      modalities: it encodes.
+      licence: an identifier, or words.
+    """
+    rows: dict[str, Any] = {
+        "library_name": "mmssl",
+        "pipeline_tag": "feature-extraction",
+        "tags": [*modalities, "self-supervised", "jax", "pytorch", "safetensors"],
+        "model_name": name,
+    }
+    if licence and licence.lower() in LICENCES:
+        rows["license"] = licence.lower()
+    else:
+        slug = re.sub(r"[^a-z0-9.]+", "-", (licence or "not stated").lower())
+        rows |= {
+            "license": "other",
+            "license_name": slug.strip("-")[:60] or "other",
+            "license_link": "README.md",
+        }
+    # A JSON value on one line is a YAML value.
+    lines = [f"{key}: {json.dumps(value)}" for key, value in rows.items()]
+    return "\n".join(["---", *lines, "---"])
 
 
 def write_card(
@@ -154,16 +188,8 @@ def write_card(
         "Each call uses the space below unless `space=` names another; only embeddings "
         f"of one space can be compared. Defaults: {defaults or 'none'}."
     )
-    front = [
-        "---",
-        "library_name: mmssl",
-        "license: other",
-        f"license_name: {_yaml(licence or 'not stated')}",
-        f"tags: [{', '.join([*modalities, 'self-supervised', 'jax'])}]",
-        "---",
-    ]
     parts = [
-        "\n".join(front),
+        front_matter(name, modalities, licence),
         f"# {_text(name)}",
         f"A self-supervised encoder of {', '.join(modalities)} with {parameters:,} "
         "numbers in its weights file, pretrained and exported by mmssl.",
@@ -179,6 +205,8 @@ def write_card(
             ]
         ),
         compared,
+        "`torch_encoder.py` here does the same in PyTorch, from frames, waves and token "
+        "ids; `python torch_encoder.py` compares it with the exporter.",
         _table(("space", "modalities"), space_rows),
         "## Results",
         results_table(run.get("eval") or {}),
