@@ -23,8 +23,6 @@ WAYS = {
     "h264": Storage("h264", short_side=256),
     "h264_10fps": Storage("h264", short_side=256, fps=10),
     "jpeg_10fps": Storage("jpeg", short_side=256, fps=10),
-    "h264_10fps_16k": Storage("h264", short_side=256, fps=10, audio_rate=16000),
-    "jpeg_10fps_16k": Storage("jpeg", short_side=256, fps=10, audio_rate=16000),
 }
 
 
