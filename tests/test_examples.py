@@ -10,6 +10,8 @@ import pytest
 
 from mmssl.gradients import Harmonizer, Vmap
 from tests.conftest import ROOT
+from tests.data import media_files
+from tests.export import exports
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -50,6 +52,20 @@ def test_the_harmonized_example_prints_its_conflicts(capsys):
     out = capsys.readouterr().out
     assert re.search(r"step 10 .*conflict/rate/va_vt 0\.[1-9]", out)
     assert re.search(r"loss \d\.\d+$", out)
+
+
+def test_your_own_video_is_embedded(capsys, tmp_path):
+    clip = media_files.encode(times=np.arange(12) / 12, wave=media_files.tone(1.0))
+    (tmp_path / "mine.mp4").write_bytes(clip)
+    exports.write(tmp_path / "encoder", exports.VARIANTS["specific"])
+    texts = ("red ball", "blue box")
+    found = load("embed_your_video.py").main(
+        tmp_path / "encoder", tmp_path / "mine.mp4", *texts
+    )
+    assert found.shape == (1, 6)
+    np.testing.assert_allclose(np.linalg.norm(found), 1, atol=1e-5)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[1] for line in lines] == list(texts)
 
 
 def test_with_unit_weights_it_is_the_plain_example(monkeypatch):

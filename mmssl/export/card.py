@@ -7,11 +7,19 @@ from typing import Any, TypedDict
 
 ABSENT = "not recorded"
 
-LICENCES = (
-    "apache-2.0 mit bsd-3-clause cc0-1.0 cc-by-4.0 cc-by-sa-4.0 cc-by-nc-4.0 "
-    "cc-by-nc-sa-4.0 cc-by-nc-nd-4.0"
-).split()
+LICENCES = [
+    "apache-2.0",
+    "mit",
+    "bsd-3-clause",
+    "cc0-1.0",
+    "cc-by-4.0",
+    "cc-by-sa-4.0",
+    "cc-by-nc-4.0",
+    "cc-by-nc-sa-4.0",
+    "cc-by-nc-nd-4.0",
+]
 """What model hubs know by its identifier; others are named and linked."""
+
 ARMS = ("trained", "random", "chance")
 
 
@@ -205,8 +213,8 @@ def write_card(
             ]
         ),
         compared,
-        "`torch_encoder.py` here does the same in PyTorch, from frames, waves and token "
-        "ids; `python torch_encoder.py` compares it with the exporter.",
+        "`torch_encoder.py` here does the same in PyTorch, from frames, waves and "
+        "token ids; `python torch_encoder.py` compares it with the exporter.",
         _table(("space", "modalities"), space_rows),
         "## Results",
         results_table(run.get("eval") or {}),

@@ -92,7 +92,10 @@ def parts(variant: Variant) -> dict[str, Any]:
     made = {n: head.init(jax.random.key(1), model.widths) for n, head in heads.items()}
     audio = variant.model.get("audio", WAVE)
     data: dict[str, Any] = {"seconds": audio["samples"] / audio["rate"]}
-    data |= {m: variant.model.get(m) for m in ("video", "audio", "text")}
+    seen = {"video": ("frames", "size"), "audio": ("rate",), "text": ("length",)}
+    for modality, keys in seen.items():
+        if modality in variant.model:
+            data[modality] = {key: variant.model[modality][key] for key in keys}
     return {
         "params": stirred(model.init(jax.random.key(0)), 0),
         "heads": {n: (stirred(p, 1), stirred(s, 2)) for n, (p, s) in made.items()},
