@@ -13,6 +13,7 @@ The work is cut into shards (shards.py), which are written here or on Apache Bea
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -30,6 +31,7 @@ from mmssl.data.build_report import BuildReport, Tally
 from mmssl.data.earlier import Earlier, keep
 from mmssl.data.faults import Limits
 from mmssl.data.pool import DecodePool
+from mmssl.data.rows import Rows, mark
 from mmssl.data.storage import Storage
 from mmssl.errors import UserError
 
@@ -39,17 +41,18 @@ _SAMPLE = 1000
 """Media whose sizes tell how much room a dataset needs."""
 
 
-def _by_split(
-    rows: Sequence[manifest_lib.Row], splits: Mapping[str, float]
-) -> dict[str, list[manifest_lib.Row]]:
-    """Rows of the splits that others are drawn into, then of those that are stated."""
-    stated = {row.split for row in rows}
-    drawn = list(splits) if "" in stated else []
-    found: dict[str, list[manifest_lib.Row]]
-    found = {name: [] for name in [*drawn, *sorted(stated - {"", *drawn})]}
-    for row in rows:
-        split = row.split or splits_lib.split_of(row.group or row.id, splits)
-        found[split].append(row)
+def _by_split(rows: Rows, splits: Mapping[str, float]) -> dict[str, list[int]]:
+    """Split to numbers of rows: splits that others are drawn into come first."""
+    stated: dict[str, list[int]] = {}
+    drawn: dict[str, list[int]] = {name: [] for name in splits}
+    for number, row in enumerate(rows):
+        if row.split:
+            stated.setdefault(row.split, []).append(number)
+        else:
+            drawn[splits_lib.split_of(row.group or row.id, splits)].append(number)
+    found = drawn if any(drawn.values()) else {}
+    for name in sorted(stated):
+        found[name] = sorted(found.get(name, []) + stated[name])
     return found
 
 
@@ -66,16 +69,16 @@ def _refuse_nothing(source: stores.Path, tally: Tally) -> None:
     )
 
 
-def _refuse_without_room(out: stores.Path, rows: Sequence[manifest_lib.Row]) -> None:
+def _refuse_without_room(out: stores.Path, rows: Rows, numbers: Sequence[int]) -> None:
     """Says so before hours of work, by the sizes of a sample of the media."""
-    if not isinstance(out, pathlib.Path) or not rows:
+    if not isinstance(out, pathlib.Path) or not numbers:
         return
-    sample = rows[:: -(-len(rows) // _SAMPLE)]
+    sample = numbers[:: -(-len(numbers) // _SAMPLE)]
     size = 0
-    for row in sample:
-        if isinstance(row.path, pathlib.Path) and row.path.is_file():
-            size += row.path.stat().st_size
-    need = size * len(rows) / len(sample)
+    for path in (rows[number].path for number in sample):
+        if isinstance(path, pathlib.Path) and path.is_file():
+            size += path.stat().st_size
+    need = size * len(numbers) / len(sample)
     free = files.free_bytes(pathlib.Path(os.path.abspath(out)))
     if free < need:
         raise UserError(
@@ -252,12 +255,20 @@ def build(
         (root / records.OUTCOMES).mkdir(parents=True, exist_ok=True)
         kept = Earlier()
         if update and (place / records.METADATA_FILE).exists():
-            kept = keep(place, root, by_split, settings=settings)
-        new = {k: [r for r in v if not kept.has(r)] for k, v in by_split.items()}
+            kept = keep(place, root, source.rows, by_split, settings=settings)
+        new = {
+            split: [i for i in numbers if mark(source.rows.lines[i]) not in kept.marks]
+            for split, numbers in by_split.items()
+        }
         if settings.storage.kind == "original":
-            _refuse_without_room(place, [row for rows in new.values() for row in rows])
+            _refuse_without_room(place, source.rows, [*itertools.chain(*new.values())])
         tasks = shards.plan(
-            root, new, settings=settings, most=shard_rows, taken=kept.taken
+            root,
+            source.rows,
+            new,
+            settings=settings,
+            most=shard_rows,
+            taken=kept.taken,
         )
         outcomes = sorted([*kept.outcomes, *(task.outcome for task in tasks)])
         tally = Tally(by_split)

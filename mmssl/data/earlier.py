@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Collection, Mapping, Sequence
 
 from mmssl.data import records, shards, stores
-from mmssl.data.manifest import Row
+from mmssl.data.rows import Rows, mark
 from mmssl.errors import UserError
 
 
@@ -18,17 +18,13 @@ class Earlier:
 
     Attributes:
       outcomes: names of their outcomes files.
-      marks: fingerprints of their rows.
+      marks: `rows.mark` of their rows.
       taken: split to shard numbers that no new shard may have.
     """
 
     outcomes: Sequence[str] = ()
     marks: Collection[str] = ()
     taken: Mapping[str, Collection[int]] = dataclasses.field(default_factory=dict)
-
-    def has(self, row: Row) -> bool:
-        """Whether the row is in one of them."""
-        return bool(self.marks) and shards.fingerprint(shards.encode(row)) in self.marks
 
 
 def _check(out: stores.Path, metadata: Mapping[str, object], settings: str) -> None:
@@ -57,7 +53,8 @@ def _take_over(out: stores.Path, root: stores.Path, name: str) -> None:
 def keep(
     out: stores.Path,
     root: stores.Path,
-    by_split: Mapping[str, Sequence[Row]],
+    rows: Rows,
+    by_split: Mapping[str, Sequence[int]],
     *,
     settings: shards.Settings,
 ) -> Earlier:
@@ -69,7 +66,8 @@ def keep(
     Args:
       out: a dataset.
       root: the folder that will replace it; `out` itself in a bucket.
-      by_split: all rows of the new manifest.
+      rows: of the new manifest.
+      by_split: split to the numbers of its rows.
 
     Raises:
       UserError: `out` was built with other settings, or by an older release.
@@ -77,9 +75,9 @@ def keep(
     metadata = records.read_metadata(out)
     _check(out, metadata, settings.key())
     wanted = {
-        shards.fingerprint(shards.encode(row)): split
-        for split, rows in by_split.items()
-        for row in rows
+        mark(rows.lines[number]): split
+        for split, numbers in by_split.items()
+        for number in numbers
     }
     names, marks = [], set()
     taken: dict[str, set[int]] = {}

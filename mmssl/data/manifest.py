@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from mmssl.data import captions, splits, stores
-from mmssl.data.records import Segment, Word
+from mmssl.data.rows import Row, Rows
 from mmssl.errors import UserError
 
 _PLACE = ("id", "group", "split")
@@ -44,37 +44,6 @@ MEDIA_SUFFIXES = frozenset("." + name for name in _CONTAINERS.split())
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """One checked row.
-
-    Attributes:
-      id: unique in the manifest.
-      media: the path as written; "" for a text-only row.
-      path: where the media file should be, or None for a text-only row.
-      labels: stated labels only, values as strings.
-      where: "line 3", or the path of the file in a folder.
-      faults: (class, detail) of what could not be read beside the media (a caption
-        file of a folder); the row is used without it.
-      group: rows of one group are in one split; "" for a row on its own.
-      split: as stated; "" for a row whose split is drawn.
-      place: offset and size in bytes of media in a tar file, where they are known.
-    """
-
-    id: str
-    media: str
-    path: stores.Path | None
-    segments: tuple[Segment, ...]
-    words: tuple[Word, ...]
-    labels: Mapping[str, str]
-    meta: Mapping[str, Any]
-    where: str
-    faults: tuple[tuple[str, str], ...] = ()
-    group: str = ""
-    split: str = ""
-    place: tuple[int, int] | None = None
-
-
-@dataclasses.dataclass(frozen=True)
 class Manifest:
     """Checked rows in the order of the source.
 
@@ -86,7 +55,7 @@ class Manifest:
     """
 
     source: stores.Path
-    rows: tuple[Row, ...]
+    rows: Rows
     label_columns: tuple[str, ...]
     extra_keys: Mapping[str, int]
     dataset: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -244,7 +213,6 @@ def _row(fields: _Fields, source: stores.Path, where: str, checks: _Checks) -> R
         meta=extras
         | fields.mapping("meta", "an object of extra facts")
         | ({"group": group} if group else {}),
-        where=where,
         group=group,
         split=split,
     )
@@ -298,7 +266,7 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
         )
     checks = _Checks(source)
     extra_keys: collections.Counter[str] = collections.Counter()
-    rows: list[Row] = []
+    rows = Rows()
     dataset: dict[str, Any] = {}
     for line, value in _lines(source):
         if value.keys() == {"dataset"} and isinstance(value["dataset"], dict):
@@ -313,7 +281,7 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
             'example {"id": "a", "media": "a.mp4", "text": "a dog barks"}'
         )
     columns = tuple(sorted(checks.types))
-    return Manifest(source, tuple(rows), columns, dict(extra_keys), dataset)
+    return Manifest(source, rows, columns, dict(extra_keys), dataset)
 
 
 def _beside(media: pathlib.Path) -> tuple[captions.Captions, list[tuple[str, str]]]:
@@ -352,7 +320,7 @@ def scan_folder(path: str | os.PathLike[str]) -> Manifest:
             f"{source}: expected a folder of media files, found {found}; for a "
             "manifest file use --manifest"
         )
-    rows = []
+    rows = Rows()
     for file in sorted(source.rglob("*")):
         hidden = file.name.startswith(".")
         if hidden or file.suffix.lower() not in MEDIA_SUFFIXES or not file.is_file():
@@ -369,7 +337,6 @@ def scan_folder(path: str | os.PathLike[str]) -> Manifest:
                 words=text.words,
                 labels={},
                 meta={},
-                where=name,
                 faults=tuple(faults),
             )
         )
@@ -379,4 +346,4 @@ def scan_folder(path: str | os.PathLike[str]) -> Manifest:
             f"{source}: no media files in the folder or below it; expected files "
             f"ending in one of {known}"
         )
-    return Manifest(source, tuple(rows), (), {})
+    return Manifest(source, rows, (), {})

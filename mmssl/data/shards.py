@@ -17,8 +17,8 @@ from typing import Any
 from mmssl import files
 from mmssl.data import intake, records, stores
 from mmssl.data.faults import Limits
-from mmssl.data.manifest import Row
 from mmssl.data.pool import DecodePool
+from mmssl.data.rows import Row, Rows, decode, mark
 from mmssl.data.storage import Storage
 
 ROWS = 256
@@ -86,61 +86,26 @@ def file_name(split: str, index: int) -> str:
     return f"{DATASET}-{split}.array_record-{index:05d}"
 
 
-def encode(row: Row) -> str:
-    """A row as a line of the plan; equal for rows that become equal records."""
-    fields = {k: v for k, v in vars(row).items() if k != "where"} | {
-        "path": None if row.path is None else stores.absolute(row.path),
-        "segments": [(s.start, s.end, s.text) for s in row.segments],
-        "words": [(w.start, w.end, w.word) for w in row.words],
-    }
-    return json.dumps(fields, sort_keys=True)
-
-
-def _decode(line: str) -> Row:
-    fields = json.loads(line)
-    path = fields["path"]
-    return Row(
-        **fields
-        | {
-            "path": None if path is None else stores.place(path),
-            "segments": tuple(records.Segment(*s) for s in fields["segments"]),
-            "words": tuple(records.Word(*w) for w in fields["words"]),
-            "faults": tuple(map(tuple, fields["faults"])),
-            "place": fields["place"] and tuple(fields["place"]),
-            "where": "",
-        }
-    )
-
-
-def fingerprint(line: str) -> str:
-    """By which a row of one build is found again in another."""
-    return hashlib.sha256(line.encode()).hexdigest()[:32]
-
-
-def _place(id: str) -> int:
-    """A uniform 64-bit number. Other bytes than `split_of` and `example_id` take."""
-    return int.from_bytes(hashlib.sha256(id.encode()).digest()[16:24], "big")
-
-
-def _buckets(rows: Iterable[Row], most: int) -> list[list[Row]]:
-    """Rows in an order of chance, cut into shards; both by the hash of the id.
+def _buckets(rows: Rows, numbers: Iterable[int], most: int) -> list[list[int]]:
+    """Numbers of rows in an order of chance, cut into shards by the same hash.
 
     The number of buckets is a power of two, so that a few rows more or less change the
     buckets they are in and no other.
     """
-    placed = sorted(((_place(row.id), row) for row in rows), key=lambda x: x[0])
+    ordered = sorted(numbers, key=rows.ranks.__getitem__)
     count = 1
-    while len(placed) > count * most:
+    while len(ordered) > count * most:
         count *= 2
-    found = [[] for _ in range(count)]
-    for place, row in placed:
-        found[place * count >> 64].append(row)
-    return [rows for rows in found if rows]
+    found: list[list[int]] = [[] for _ in range(count)]
+    for number in ordered:
+        found[rows.ranks[number] * count >> 64].append(number)
+    return [numbers for numbers in found if numbers]
 
 
 def plan(
     root: stores.Path,
-    by_split: Mapping[str, Iterable[Row]],
+    rows: Rows,
+    by_split: Mapping[str, Iterable[int]],
     *,
     settings: Settings,
     most: int,
@@ -149,18 +114,18 @@ def plan(
     """Writes the plan of `root`; returns its tasks.
 
     Args:
-      by_split: rows to write.
+      by_split: split to the numbers of its rows.
       most: rows of a shard.
       taken: split to shard numbers that are in use.
     """
     tasks, at = [], 0
     with stores.new_file(root / PLAN_FILE) as path, path.open("wb") as file:
-        for split, rows in by_split.items():
+        for split, numbers in by_split.items():
             free = _free(set(taken.get(split, ())))
-            for index, bucket in zip(free, _buckets(rows, most)):
+            for index, bucket in zip(free, _buckets(rows, numbers, most)):
                 digest, start = hashlib.sha256(settings.key().encode()), at
-                for row in bucket:
-                    line = encode(row).encode() + b"\n"
+                for number in bucket:
+                    line = rows.lines[number] + b"\n"
                     digest.update(line)
                     at += file.write(line)
                 key, size = digest.hexdigest(), len(bucket)
@@ -192,14 +157,13 @@ def _free(taken: set[int]) -> Iterator[int]:
 
 
 def _rows(root: stores.Path, task: Task, settings: Settings) -> list[tuple[str, Row]]:
-    """(fingerprint, row) of a task, from the plan."""
+    """(mark, row) of a task, from the plan."""
     with (root / PLAN_FILE).open("rb") as file:
         file.seek(task.start)
         text = file.read(task.stop - task.start)
     if hashlib.sha256(settings.key().encode() + text).hexdigest() != task.key:
         raise RuntimeError(f"{root}: another build has changed the plan; end one")
-    lines = text.decode().split("\n")[:-1]
-    return [(fingerprint(line), _decode(line)) for line in lines]
+    return [(mark(line), decode(line)) for line in text.split(b"\n")[:-1]]
 
 
 def _record(checked: intake.Checked, columns: tuple[str, ...]) -> records.Record:
@@ -218,10 +182,10 @@ def _record(checked: intake.Checked, columns: tuple[str, ...]) -> records.Record
     )
 
 
-def _outcome(mark: str, checked: intake.Checked) -> dict[str, Any]:
+def _outcome(name: str, checked: intake.Checked) -> dict[str, Any]:
     """What the report needs to know of a row."""
     row = checked.row
-    found = {"row": mark, "id": row.id, "media": row.media}
+    found = {"row": name, "id": row.id, "media": row.media}
     if checked.fault:
         return found | {"fault": checked.fault}
     modalities = ("video", "audio", "text")
@@ -260,8 +224,8 @@ def write(
         checked = intake.check_rows(
             [row for _, row in planned], pool=pool, storage=storage
         )
-        for (mark, _), found in zip(planned, checked, strict=True):
-            rows.append(_outcome(mark, found))
+        for (name, _), found in zip(planned, checked, strict=True):
+            rows.append(_outcome(name, found))
             if found.fault is None:
                 for part in intake.parts(found, storage):
                     yield _record(part, settings.label_columns)

@@ -35,8 +35,13 @@ def is_url(path: object) -> bool:
     return "://" in str(path)
 
 
+def path(name: str) -> Path:
+    """A path on this machine, or in a bucket."""
+    return epath.Path(name) if is_url(name) else pathlib.Path(name)
+
+
 def place(path: str | os.PathLike[str]) -> Path:
-    """A path on this machine, or in a bucket.
+    """As `path`, for a name that a user gave.
 
     Raises:
       UserError: an unknown scheme, or one whose driver is not installed.
@@ -65,7 +70,8 @@ def beside(file: Path, name: str) -> Path:
 
 def absolute(path: Path) -> str:
     """A name that holds in any process of this machine."""
-    return os.fspath(path) if is_url(path) else os.path.abspath(path)
+    # ".." stays: after a link it is not what stands before it.
+    return os.fspath(path if isinstance(path, epath.Path) else path.absolute())
 
 
 def names(folder: Path) -> set[str]:

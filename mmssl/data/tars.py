@@ -178,7 +178,7 @@ def scan(patterns: Sequence[str]) -> manifest.Manifest:
             f"found: {found}"
         )
     columns = ("class",) if any(row.labels for row in rows) else ()
-    return manifest.Manifest(pathlib.Path(paths[0]), tuple(rows), columns, {})
+    return manifest.Manifest(pathlib.Path(paths[0]), manifest.Rows(rows), columns, {})
 
 
 def _shards(pattern: str) -> list[str]:
@@ -233,7 +233,6 @@ def _made(
         words=text.words,
         labels={"class": label} if label else {},
         meta=meta,
-        where=name,
         faults=faults,
         # A refused one is asked for by name, and refused.
         place=(media.offset, media.size) if media.size and not media.refused else None,

@@ -40,7 +40,7 @@ def test_a_full_row_and_defaults(tmp_path):
     assert x.meta == {"swapped": "", "fold": 3, "group": "speaker 1"}
     assert result.extra_keys == {"fold": 1}
     assert result.label_columns == ("color",)
-    assert (y.id, y.where) == ("a.b/y.mp4", "line 3")
+    assert y.id == "a.b/y.mp4"
     assert (z.media, z.path) == ("", None)
 
 
