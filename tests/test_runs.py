@@ -13,6 +13,7 @@ import mmssl
 from mmssl import checkpoints, cli, evaluate_runs, evaluation, rng, runs, streams, trees
 from mmssl import config as config_lib
 from mmssl.data import build, demo, device, tokenizer
+from mmssl.data.pipeline import FaultsMet
 from mmssl.errors import UserError
 from mmssl.evals import compare, retrieval
 from mmssl.experiment import Experiment
@@ -482,3 +483,16 @@ def test_chance_level_loss_at_initialisation(load):
     for name, value in output.metrics.items():
         if name.startswith("loss/"):
             assert float(value) == pytest.approx(np.log(8), abs=0.15), name
+
+
+def test_faults_met_add_up_over_sessions():
+    before = {"corrupt": {"samples": 2, "files": ["a", "b"]}}
+    now = FaultsMet()
+    for file in ("b", "c"):
+        now.add("corrupt", file)
+    now.add("timeout", "d")
+    assert runs._met(before, now) == {
+        "corrupt": {"samples": 4, "files": ["a", "b", "c"]},
+        "timeout": {"samples": 1, "files": ["d"]},
+    }
+    assert runs._met(before, FaultsMet()) == before
