@@ -235,6 +235,11 @@ def build(
     splits_lib.check_splits(splits)
     workers = workers or os.cpu_count() or 1
     options = runner and runners.options(runner, workers, beam_options)
+    if runner == "DataflowRunner" and not stores.is_url(out):
+        raise UserError(
+            f"{out}: workers of Dataflow do not see this machine's disk; give URLs, "
+            "such as gs://bucket/data, for --out and the media"
+        )
     if manifest is not None:
         source = manifest_lib.read_manifest(manifest)
     elif tars is not None:

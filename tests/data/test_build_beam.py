@@ -95,6 +95,11 @@ def test_an_unknown_runner_is_one_message(manifest, tmp_path) -> None:
     assert not any(tmp_path.iterdir())
 
 
+def test_dataflow_writes_no_local_folder(manifest, tmp_path) -> None:
+    with pytest.raises(UserError, match="do not see this machine's disk"):
+        build.build(manifest=manifest, out=tmp_path / "x", runner="DataflowRunner")
+
+
 def test_without_beam_a_runner_is_refused_and_none_is_the_default(monkeypatch) -> None:
     assert runners.default() == "DirectRunner"
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
