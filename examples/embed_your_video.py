@@ -9,11 +9,11 @@ import sys
 import mmssl
 
 
-def main(encoder, video, *texts):
-    encoder = mmssl.load(encoder)
-    clip = encoder.encode_video(video)  # [1, e], unit norm
-    for text in texts:
-        print(f"{(encoder.encode_text(text) @ clip.T).item():.3f}  {text}")
+def main(folder, video, *texts):
+    with mmssl.load(folder) as encoder:  # ends its decoding processes afterwards
+        clip = encoder.encode_video(video)  # [1, e], unit norm
+        for text in texts:
+            print(f"{(encoder.encode_text(text) @ clip.T).item():.3f}  {text}")
     return clip
 
 

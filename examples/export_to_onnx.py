@@ -18,6 +18,7 @@ import logging
 import pathlib
 
 import jax
+import numpy as np
 import onnxruntime
 from jax2onnx import to_onnx
 
@@ -26,12 +27,15 @@ from mmssl.export import forward, manifest, weights
 from mmssl.export import program as programs
 
 
-def convert(folder: pathlib.Path, out: pathlib.Path) -> dict[str, float]:
+def convert(
+    folder: pathlib.Path, out: pathlib.Path, *, rows: int | None = None
+) -> dict[str, float]:
     """Writes OUT/MODALITY.onnx.
 
     Args:
       folder: the export; its hashes are checked first.
       out: where to write.
+      rows: that the files take; None = any number.
 
     Returns:
       `modality/output` -> the largest relative distance of a row from what the exporter
@@ -57,7 +61,7 @@ def convert(folder: pathlib.Path, out: pathlib.Path) -> dict[str, float]:
             return tuple(found[name] for name in names)
 
         path = out / f"{modality}.onnx"
-        spec = program.media(modality, jax.export.symbolic_shape("B")[0])
+        spec = program.media(modality, rows or jax.export.symbolic_shape("B")[0])
         to_onnx(
             ordered,
             [spec],
@@ -70,11 +74,12 @@ def convert(folder: pathlib.Path, out: pathlib.Path) -> dict[str, float]:
         session = onnxruntime.InferenceSession(path)
         vocab = tokenizer.spec.vocab
         media = forward.fixed_input(modality, like.shape, vocab=vocab)
-        for rows in (forward.ROWS, 1):  # any number of rows
-            found = session.run(names, {modality: media[:rows]})
+        for count in [rows] if rows else [forward.ROWS, 1]:
+            given = np.resize(media, (count, *media.shape[1:]))
+            found = session.run(names, {modality: given})
             gaps = forward.difference(
-                {f"{modality}/{n}": x for n, x in zip(names, found)},
-                {f"{modality}/{n}": expected[f"{modality}/{n}"][:rows] for n in names},
+                {f"{modality}/{n}": x[: forward.ROWS] for n, x in zip(names, found)},
+                {f"{modality}/{n}": expected[f"{modality}/{n}"][:count] for n in names},
             )
             far |= {n: max(gap, far.get(n, 0.0)) for n, gap in gaps.items()}
     return far
@@ -84,9 +89,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("encoder", type=pathlib.Path)
     parser.add_argument("out", type=pathlib.Path)
+    parser.add_argument("--rows", type=int, help="a fixed number; default: any")
     arguments = parser.parse_args()
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # a line for each shape
-    far = convert(arguments.encoder, arguments.out)
+    far = convert(arguments.encoder, arguments.out, rows=arguments.rows)
     for name, gap in far.items():
         print(f"{name:24} {gap:.1e}")
     if max(far.values()) > 1e-4:

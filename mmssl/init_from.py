@@ -125,11 +125,19 @@ def plan(
       exclude: likewise; what one of them matches starts afresh.
 
     Raises:
-      UserError: nothing to start from there; damage; an array of another shape that is
-        not excluded; a pattern that matches nothing; nothing to take.
+      UserError: nothing to start from there; damage; layers of another layout
+        (`model.scan`); an array of another shape that is not excluded; a pattern that
+        matches nothing; nothing to take.
     """
     source = _open(pathlib.Path(path), step)
     ours, theirs = _takeable(trees.named_leaves(like)), source.arrays
+    scan = _stacked(theirs)
+    if {scan, _stacked(ours)} == {True, False}:
+        raise UserError(
+            f"init_from {source.where}: its layers are "
+            f"{'stacked' if scan else 'one by one'}, those of this run are not, and "
+            f"none of them would be taken; set model.scan={scan}, as there"
+        )
     wanted = _selected([*ours, *theirs], include, exclude)
     both = [name for name in ours if name in theirs]
     reshaped = [n for n in both if ours[n].shape != theirs[n].shape and n in wanted]
@@ -156,6 +164,12 @@ def plan(
         unexpected=[n for n in theirs if n not in ours],
         excluded=[n for n in both if n not in wanted],
     )
+
+
+def _stacked(names: Iterable[str]) -> bool | None:
+    """Whether layers are scanned, by their names; None without any."""
+    found = {m[1] for n in names if (m := re.search(r"/(layers|layer)(/|_\d+/)", n))}
+    return "layers" in found if found else None
 
 
 def _takeable(leaves: Mapping[str, Any]) -> dict[str, Any]:

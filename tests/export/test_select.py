@@ -64,6 +64,13 @@ def test_fine_tuning_starts_from_it(tmp_path: pathlib.Path) -> None:
     for name, array in started.items():
         np.testing.assert_array_equal(array, trained[name], err_msg=name)
 
+    # Stacked layers and layers one by one have no name in common.
+    unrolled = models.build_model(**kwargs | {"scan": False})
+    with pytest.raises(UserError, match=r"stacked.*set model\.scan=True, as there"):
+        init_from.plan(
+            {"params": unrolled.init(jax.random.key(7))}, path=str(tmp_path / "video")
+        )
+
     # And the other way round: one tower of a run with all modalities.
     exports.write(tmp_path / "all", variant)
     plan = init_from.plan(
