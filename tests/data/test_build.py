@@ -62,8 +62,10 @@ def nothing_left(out):
     return not out.exists() and not any(out.parent.glob(".*"))
 
 
-def test_plain_tfds_reads_it_without_mmssl(mixed_dataset, mixed_manifest):
-    out, report = mixed_dataset
+def test_plain_tfds_reads_it_without_mmssl(mixed_manifest, tmp_path):
+    out, halves = tmp_path / "ds", {"train": 0.7, "test": 0.3}
+    report = build.build(manifest=mixed_manifest, out=out, splits=halves, shard_rows=4)
+    assert report.shards > 3
     run = subprocess.run(
         [sys.executable, "-c", READER, str(out)], capture_output=True, text=True
     )
@@ -76,7 +78,7 @@ def test_plain_tfds_reads_it_without_mmssl(mixed_dataset, mixed_manifest):
         row = source[id]
         media = row.path.read_bytes() if row.path else b""
         assert digest == hashlib.sha256(media).hexdigest()
-        assert split == splits.split_of(id, {"train": 0.7, "test": 0.3})
+        assert split == splits.split_of(id, halves)
         assert texts == [segment.text for segment in row.segments]
         assert color == row.labels.get("color", "")
 
