@@ -52,7 +52,7 @@ class _Worker:
 
     def call(
         self, header: dict[str, Any], body: bytes, seconds: float
-    ) -> tuple[dict[str, Any], bytearray]:
+    ) -> tuple[dict[str, Any], memoryview]:
         """One request, one reply.
 
         Raises:
@@ -241,7 +241,7 @@ class DecodePool:
 
     def _call(
         self, src: Source, header: dict[str, Any], seconds: float
-    ) -> tuple[dict[str, Any], bytearray]:
+    ) -> tuple[dict[str, Any], memoryview]:
         in_memory = isinstance(src, bytes)
         path = None if in_memory else os.path.abspath(src)
         worker = self._idle.get()

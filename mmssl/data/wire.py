@@ -10,6 +10,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 _LENGTHS = struct.Struct("!IQ")
 _MAX_HEADER = 2**24
 
@@ -43,7 +45,7 @@ def send(
 
 def receive(
     sock: socket.socket, *, limit: int, deadline: float | None = None
-) -> tuple[dict[str, Any], bytearray]:
+) -> tuple[dict[str, Any], memoryview]:
     """Receives one message: header and body.
 
     Args:
@@ -59,7 +61,7 @@ def receive(
     if head > _MAX_HEADER or body > limit:
         raise ClosedError(f"a message of {head} + {body} bytes")
     try:
-        header = json.loads(_exactly(sock, head, deadline))
+        header = json.loads(bytes(_exactly(sock, head, deadline)))
     except ValueError as error:
         raise ClosedError(f"not JSON: {error}") from error
     return header, _exactly(sock, body, deadline)
@@ -74,16 +76,17 @@ def _left(deadline: float | None) -> float | None:
     return left
 
 
-def _exactly(sock: socket.socket, count: int, deadline: float | None) -> bytearray:
-    buffer = bytearray(count)
-    view = memoryview(buffer)
-    while view:
+def _exactly(sock: socket.socket, count: int, deadline: float | None) -> memoryview:
+    # Not a bytearray: its zeros would be written before the frames are.
+    buffer = np.empty(count, np.uint8).data
+    rest = buffer
+    while rest:
         sock.settimeout(_left(deadline))
         try:
-            got = sock.recv_into(view)
+            got = sock.recv_into(rest)
         except ConnectionError as error:
             raise ClosedError(str(error)) from error
         if got == 0:
             raise ClosedError("end of stream")
-        view = view[got:]
+        rest = rest[got:]
     return buffer

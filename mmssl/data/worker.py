@@ -38,7 +38,7 @@ def _restrict(limits: Limits) -> None:
 
 
 def _answer(
-    header: dict[str, Any], body: bytearray, limits: Limits
+    header: dict[str, Any], body: memoryview, limits: Limits
 ) -> tuple[dict[str, Any], list[memoryview]]:
     from mmssl.data import media
 
