@@ -120,19 +120,25 @@ def _folder(
                 f"{out}: already there and not empty; choose another folder, or pass "
                 "--overwrite to replace it"
             )
-        for name in (marker, records.OUTCOMES):  # no dataset from here on
-            stores.remove(out / name)
+        stores.remove(out / marker)  # no dataset from here on
+        if records.OUTCOMES in there:
+            stores.remove(out / records.OUTCOMES)
     yield out
 
 
 @contextlib.contextmanager
 def _kept_if_worth(root: stores.Path) -> Iterator[None]:
-    """After a failure finished shards stay for the next call, and nothing else."""
+    """After a failure finished shards stay for the next call, and nothing else.
+
+    A dataset stays, too: in a bucket `root` is the one that is updated.
+    """
     try:
         yield
     except BaseException:
-        if not stores.names(root / records.OUTCOMES):
-            for name in stores.names(root):
+        there = stores.names(root)
+        whole = records.METADATA_FILE in there
+        if not whole and not stores.names(root / records.OUTCOMES):
+            for name in there:
                 stores.remove(root / name)
         raise
 
@@ -301,8 +307,9 @@ def build(
             runner=runner,
             options=options,
         )
-        if not tally.used:
-            stores.remove(root / records.OUTCOMES)  # the media may be put right
+        if not tally.used:  # the media may be put right
+            for task in tasks:
+                stores.remove(root / records.OUTCOMES / task.outcome)
         _refuse_nothing(source.source, tally)
         report = BuildReport(
             **tally.fields(),

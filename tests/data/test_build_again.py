@@ -113,6 +113,22 @@ def test_another_manifest_redoes_only_what_it_changes(tmp_path):
     assert content(tmp_path / "out") == content(tmp_path / "clean")
 
 
+def test_a_manifest_that_changes_and_changes_back(tmp_path):
+    manifest = world(tmp_path / "in")
+    run(manifest, tmp_path / "clean")
+    with pytest.raises(KeyboardInterrupt):
+        run(manifest, tmp_path / "out", Pool(most=30))
+    [first] = (tmp_path / ".out.partial/new/outcomes").glob("train-00000-*")
+    id = json.loads(first.read_text())["rows"][0]["id"]
+    lines = manifest.read_text().splitlines(keepends=True)
+    manifest.write_text("".join(x for x in lines if json.loads(x)["id"] != id))
+    with pytest.raises(KeyboardInterrupt):  # past the shard that lost a row
+        run(manifest, tmp_path / "out", Pool(most=8))
+    manifest.write_text("".join(lines))
+    run(manifest, tmp_path / "out")
+    assert content(tmp_path / "out") == content(tmp_path / "clean")
+
+
 def test_a_grown_manifest_adds_only_the_new(tmp_path):
     manifest, out = world(tmp_path / "in"), tmp_path / "out"
     lost = tmp_path / "in/7.mp4"
@@ -232,6 +248,15 @@ def test_from_a_bucket_into_a_bucket(tmp_path, bucket):
     pool = Pool()
     report = run(grown, out, pool, update=True, splits={"train": 0.9, "test": 0.1})
     assert report.used == ROWS + 1
+
+    older = json.loads(bucket.cat(f"{out}/mmssl.json"))
+    del older["settings"]
+    bucket.pipe(f"{out}/mmssl.json", json.dumps(older).encode())
+    bucket.rm(f"{out}/outcomes", recursive=True)
+    before = bucket.find(out)
+    with pytest.raises(UserError, match="release that kept no outcomes"):
+        run(grown, out, update=True)
+    assert bucket.find(out) == before
 
     bucket.pipe("s3://b/foreign/x", b"")
     with pytest.raises(UserError, match="mmssl did not write it"):
