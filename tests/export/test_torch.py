@@ -9,10 +9,14 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
+from mmssl import models, trees
+from mmssl.export import architecture, forward
 from mmssl.export import encoder as encoders
+from mmssl.export import program as programs
 from tests.export import exports
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -131,3 +135,38 @@ def test_it_needs_torch_and_safetensors_only(
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True
     )
     assert done.stdout.strip() == "True", done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["shared", "specific"])
+@pytest.mark.parametrize("size", models.SIZES)
+def test_every_preset(
+    size: str, backbone: str, written: Callable[[str], pathlib.Path]
+) -> None:
+    """At their initialisation, in the sizes that are trained."""
+    variant = exports.VARIANTS[backbone]
+    sizes = {"size": size, "scan": True, "word_width": None, "pooled_width": None}
+    program = programs.build({"model": variant.model | sizes, "heads": variant.heads})
+    key = jax.random.key(0)
+    made = {n: h.init(key, program.model.widths) for n, h in program.heads.items()}
+    held = {
+        "model": program.model.init(key),
+        "heads": {n: {"params": p, "state": s} for n, (p, s) in made.items()},
+    }
+    module = reference(written("sound"))
+    theirs = module.Encoder(json.loads(json.dumps(architecture.describe(program))))
+    named = trees.named_leaves(jax.device_get(held))
+    tensors = {name: torch.tensor(x) for name, x in named.items()}
+    theirs.load_state_dict(module.renamed(tensors))
+    run = jax.jit(program, static_argnums=0)
+    for modality, tower in theirs.towers.items():
+        shape = program.media(modality, 2).shape
+        rows = forward.fixed_input(modality, shape, vocab=tower["vocab"])
+        with torch.no_grad():
+            found = theirs(modality, torch.as_tensor(rows))
+        gaps = forward.difference(
+            {name: x.numpy() for name, x in found.items()},
+            jax.device_get(run(modality, held, rows)),
+        )
+        print(size, backbone, modality, max(gaps.values()))
+        assert max(gaps.values()) < 1e-5
