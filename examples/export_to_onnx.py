@@ -8,7 +8,8 @@ its own, where mmssl is on the path and not installed:
     PYTHONPATH=. .venv-onnx/bin/python examples/export_to_onnx.py ENCODER OUT
 
 ENCODER is a folder of `mmssl export`. The files take any number of rows of the media
-that its config.json describes, and hold the weights.
+that its config.json describes, and hold the weights. A log-mel tower is left out:
+jax2onnx 0.17.1 fails on its FFT.
 """
 
 import argparse
@@ -18,24 +19,22 @@ import logging
 import pathlib
 
 import jax
-import numpy as np
+import jax.export
 import onnxruntime
 from jax2onnx import to_onnx
 
 from mmssl import models
 from mmssl.export import forward, manifest, weights
 from mmssl.export import program as programs
+from mmssl.models import tokenize
 
 
-def convert(
-    folder: pathlib.Path, out: pathlib.Path, *, rows: int | None = None
-) -> dict[str, float]:
+def convert(folder: pathlib.Path, out: pathlib.Path) -> dict[str, float]:
     """Writes OUT/MODALITY.onnx.
 
     Args:
       folder: the export; its hashes are checked first.
       out: where to write.
-      rows: that the files take; None = any number.
 
     Returns:
       `modality/output` -> the largest relative distance of a row from what the exporter
@@ -52,6 +51,9 @@ def convert(
     out.mkdir(parents=True, exist_ok=True)
     far = {}
     for modality, tokenizer in program.model.tokenizers.items():
+        if isinstance(tokenizer, tokenize.LogMelTokenizer):
+            print(f"{modality}: left out, jax2onnx does not convert log-mel's FFT")
+            continue
         like = program.media(modality, forward.ROWS)
         run = functools.partial(program, modality, held)
         names = list(jax.eval_shape(run, like))
@@ -61,7 +63,7 @@ def convert(
             return tuple(found[name] for name in names)
 
         path = out / f"{modality}.onnx"
-        spec = program.media(modality, rows or jax.export.symbolic_shape("B")[0])
+        spec = program.media(modality, jax.export.symbolic_shape("B")[0])
         to_onnx(
             ordered,
             [spec],
@@ -74,11 +76,10 @@ def convert(
         session = onnxruntime.InferenceSession(path)
         vocab = tokenizer.spec.vocab
         media = forward.fixed_input(modality, like.shape, vocab=vocab)
-        for count in [rows] if rows else [forward.ROWS, 1]:
-            given = np.resize(media, (count, *media.shape[1:]))
-            found = session.run(names, {modality: given})
+        for count in (forward.ROWS, 1):
+            found = session.run(names, {modality: media[:count]})
             gaps = forward.difference(
-                {f"{modality}/{n}": x[: forward.ROWS] for n, x in zip(names, found)},
+                {f"{modality}/{n}": x for n, x in zip(names, found)},
                 {f"{modality}/{n}": expected[f"{modality}/{n}"][:count] for n in names},
             )
             far |= {n: max(gap, far.get(n, 0.0)) for n, gap in gaps.items()}
@@ -89,13 +90,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("encoder", type=pathlib.Path)
     parser.add_argument("out", type=pathlib.Path)
-    parser.add_argument("--rows", type=int, help="a fixed number; default: any")
     arguments = parser.parse_args()
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # a line for each shape
-    far = convert(arguments.encoder, arguments.out, rows=arguments.rows)
+    far = convert(arguments.encoder, arguments.out)
     for name, gap in far.items():
         print(f"{name:24} {gap:.1e}")
-    if max(far.values()) > 1e-4:
+    config = json.loads((arguments.encoder / "config.json").read_text())
+    rounded = config["model"].get("dtype") == "bfloat16"  # the exporter, not the file
+    if max(far.values()) > (forward.TOLERANCE["bfloat16"] if rounded else 1e-4):
         raise SystemExit("these files do not compute what the exporter did")
 
 
