@@ -22,7 +22,7 @@ CLIPS, BATCH, WIDTH = 21, 16, 6
 
 
 def batches(mesh: jax.sharding.Mesh) -> Any:
-    """This process's rows: two windows of some clips, texts that clips share, padding."""
+    """This process's rows: two windows of some clips, texts in common, padding."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((CLIPS, WIDTH)).astype(np.float32)
     words = rng.integers(1, 4, (CLIPS, 2, 3)).astype(np.int32)
