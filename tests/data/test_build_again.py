@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import fsspec
 import pytest
@@ -47,7 +47,7 @@ def world(root, count=ROWS):
     return path
 
 
-def run(manifest, out, pool=None, **kwargs):
+def run(manifest: Any, out: Any, pool: Any = None, **kwargs: Any) -> Any:
     pool = pool or Pool()
     return build.build(manifest=manifest, out=out, pool=pool, shard_rows=4, **kwargs)
 
