@@ -127,6 +127,11 @@ class FineGrained:
                 f"{list(MODALITIES)}, 'window': seconds or None}}, got {dict(entry)}"
             )
         x, y = sorted(modalities, key=lambda m: (m == "text", m != modalities[0]))
+        if window is not None and "text" in (x, y):
+            raise UserError(
+                f"fine_grained: pair {name!r} has window={window}, but the tokens of a "
+                "text have no times; windows are for video and audio"
+            )
         timeless = [m for m in (x, y) if not self.rates.get(m, 0) > 0]
         if window is not None and (timeless or not window > 0):
             raise UserError(

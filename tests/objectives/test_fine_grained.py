@@ -371,6 +371,10 @@ def test_phrases():
             WINDOW | {"rates": {"video": 1.0}},
             "tokens per second of 'video' and 'audio'",
         ),
+        (
+            {"pairs": {"vt": ONE["vt"] | {"window": 1.0}}, "rates": {"video": 1.0}},
+            "tokens of a text have no times",
+        ),
         ({"phrases": {"kind": "verbs"}}, "phrases.kind 'verbs'"),
         ({"phrases": {"size": 2}}, "phrases must be"),
         ({"phrases": {"width": 0}}, "phrases.width must be at least 1"),
