@@ -108,7 +108,7 @@ print(*{name.partition(".")[0] for name in sys.modules}, file=sys.stderr)
         (["data", "demo", "--out=x", "--clips=few"], ["--clips", "'few'"]),
         (["data", "demo", "--out=x", "--misaligned=3"], ["0 to 1"]),
         (["data", "tokenizer", "--data=x", "--kind=words"], ["did you mean 'word'?"]),
-        (["eval", "--workdir=w", "--config.steps=3"], ["--config.steps=3", "train"]),
+        (["eval", "--workdir=w", "--config.steps=3"], ["--config.steps=3", "with a"]),
         (["train", "--workdir=w", "--config.steps"], ["--config.steps=VALUE"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
