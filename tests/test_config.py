@@ -211,7 +211,7 @@ def test_the_recipe_is_vatt_with_another_harmonizer():
     assert built.curriculum is not None
     assert (built.curriculum.rule, built.curriculum.steps) == ("threshold", 500_000)
     assert harmonizer(recipe="demo.py:harmonized").weighting == built.weighting
-    with pytest.raises(UserError, match="expected plain or harmonized"):
+    with pytest.raises(UserError, match="expected one of plain, harmonized"):
         harmonizer(recipe="demo.py:cmgh")
 
 
