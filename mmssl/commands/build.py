@@ -95,7 +95,9 @@ def add(members: Any) -> None:
     replace.add_argument(
         "--update",
         action="store_true",
-        help="if the dataset is there, keep its clips and add the manifest's new ones",
+        help="make the dataset that is there what the manifest says now: clips that "
+        "are in both stay as they are, new ones are added, and clips that are not in "
+        "the manifest any more are dropped",
     )
     commands.add_overwrite(replace)
 
@@ -156,6 +158,8 @@ def run(arguments: argparse.Namespace) -> None:
     )
     if arguments.update:
         print(f"files:      {done.shards}, {done.kept} of them as they were")
+        if done.dropped:
+            print(f"{done.dropped} clips dropped: not in the manifest any more")
     print("splits:     " + commands.counts(done.splits))
     if coverage := done.dataset.get("coverage"):
         found = {split: manifest.coverage(counts) for split, counts in coverage.items()}

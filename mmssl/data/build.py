@@ -226,7 +226,7 @@ def build(
       beam_options: KEY=VALUE of the runner.
       overwrite: replace `out` if it is a dataset of mmssl.
       update: keep what the dataset `out`, if there is one, has of the source's rows,
-        and add the others.
+        and add the others; its rows that the source no longer has are dropped.
       progress: called with (done, total, "decoding").
 
     Raises:
@@ -317,6 +317,7 @@ def build(
             dataset=dict(source.dataset),
             shards=len(tally.files),
             kept=len(kept.outcomes),
+            dropped=kept.dropped,
             seconds=time.monotonic() - started,
         )
         metadata = {

@@ -18,7 +18,8 @@ class BuildReport:
       faults: class to rows left out; used + the sum of faults = rows.
       files: class to the files left out (as the source names them), sorted.
       partial: class to rows that are used without something: `audio_<class>`,
-        `video_<class>`, or `caption` for a caption file that cannot be read.
+        `video_<class>`, `caption` for a caption file that cannot be read, or `text`
+        where a file is cut and some of its timed text is in no piece.
       partial_files: the files of `partial`.
       details: file to what was seen, for both kinds.
       splits: name to rows of the dataset: those used, or their pieces where files were
@@ -35,6 +36,7 @@ class BuildReport:
         split to clips listed by its authors and clips found.
       shards: files of the dataset's rows.
       kept: how many of them an earlier build had written.
+      dropped: clips of the dataset that was updated whose ids the source lacks.
       seconds: how long this build took.
     """
 
@@ -56,6 +58,7 @@ class BuildReport:
     dataset: dict[str, Any]
     shards: int
     kept: int
+    dropped: int
     seconds: float
 
 

@@ -20,11 +20,13 @@ class Earlier:
       outcomes: names of their outcomes files.
       marks: `rows.mark` of their rows.
       taken: split to shard numbers that no new shard may have.
+      dropped: rows of the dataset whose ids the new manifest lacks.
     """
 
     outcomes: Sequence[str] = ()
     marks: Collection[str] = ()
     taken: Mapping[str, Collection[int]] = dataclasses.field(default_factory=dict)
+    dropped: int = 0
 
 
 def _check(out: stores.Path, metadata: Mapping[str, object], settings: str) -> None:
@@ -38,6 +40,21 @@ def _check(out: stores.Path, metadata: Mapping[str, object], settings: str) -> N
         f"{out}: was built {reason}, so it cannot be updated; build it anew with "
         "--overwrite, or into another folder"
     )
+
+
+def _dropped(out: stores.Path, rows: Rows, ids: Collection[str], used: int) -> int:
+    """How many of these ids of the dataset `out` the new manifest lacks."""
+    gone = set(ids)
+    if gone:
+        gone.difference_update(row.id for row in rows)
+    if used and len(gone) == used:
+        raise UserError(
+            f"{out}: --update expects a manifest that still has the dataset's clips; "
+            f"found none of its {used} ids, such as {min(gone)!r}. A clip that is not "
+            "in the manifest is dropped: give the old rows too, or start over with "
+            "--overwrite"
+        )
+    return len(gone)
 
 
 def _take_over(out: stores.Path, root: stores.Path, name: str) -> None:
@@ -70,7 +87,8 @@ def keep(
       by_split: split to the numbers of its rows.
 
     Raises:
-      UserError: `out` was built with other settings, or by an older release.
+      UserError: `out` was built with other settings, or by an older release, or the
+        manifest has none of its rows.
     """
     metadata = records.read_metadata(out)
     _check(out, metadata, settings.key())
@@ -79,7 +97,7 @@ def keep(
         for split, numbers in by_split.items()
         for number in numbers
     }
-    names, marks = [], set()
+    names, marks, others, count = [], set(), set(), 0
     taken: dict[str, set[int]] = {}
     listed = sorted(stores.names(out / records.OUTCOMES))
     own = [name for name in listed if _file(name) in metadata["files"]]
@@ -87,18 +105,21 @@ def keep(
         split = outcome["split"]
         taken.setdefault(split, set()).add(outcome["index"])
         used = [row for row in outcome["rows"] if "fault" not in row]
+        count += len(used)
+        others |= {row["id"] for row in used if row["row"] not in wanted}
         if all(wanted.get(row["row"]) == split for row in used):
             names.append(name)
             marks.update(row["row"] for row in used)
             _take_over(out, root, outcome["file"]["name"])
             text = json.dumps(outcome | {"rows": used})
             stores.write(root / records.OUTCOMES / name, text)
+    dropped = _dropped(out, rows, others, count)
     ours = {*metadata["files"], records.METADATA_FILE, records.REPORT_FILE}
     if isinstance(out, pathlib.Path):
         for path in out.iterdir():
             if path.name not in ours and path.is_file():
                 _take_over(out, root, path.name)
-    return Earlier(names, marks, taken)
+    return Earlier(names, marks, taken, dropped)
 
 
 def _file(outcome: str) -> str:

@@ -9,6 +9,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from mmssl import cli
 from mmssl.data import build, records, sources, stores
 from mmssl.data.media import Probe
 from mmssl.errors import UserError
@@ -172,6 +173,32 @@ def test_an_update_drops_what_the_manifest_no_longer_has(tmp_path):
     with pytest.raises(UserError, match=r"other label columns.*--overwrite"):
         run(manifest, out, update=True)
     assert report.used == sum(records.read_metadata(out)["splits"].values())
+
+
+def test_an_update_counts_what_it_drops(tmp_path, capsys, monkeypatch):
+    manifest, out = world(tmp_path / "in", 12), tmp_path / "out"
+    run(manifest, out)
+    lines = manifest.read_text().splitlines(keepends=True)
+    changed = json.dumps(json.loads(lines[0]) | {"text": "the same clip"}) + "\n"
+    manifest.write_text("".join([changed, *lines[1:9]]))
+    report = run(manifest, out, update=True)
+    assert (report.used, report.dropped) == (9, 3)
+    monkeypatch.setattr(build, "build", lambda **given: report)
+    cli.main(["data", "build", "--manifest", "m", "--out", "o", "--update"])
+    assert "3 clips dropped: not in the manifest any more" in capsys.readouterr().out
+
+
+def test_an_update_with_none_of_the_clips_is_refused(tmp_path):
+    manifest, out = world(tmp_path / "in", 4), tmp_path / "out"
+    run(manifest, out)
+    before = content(out)
+    world(tmp_path / "in", 6)
+    lines = manifest.read_text().splitlines(keepends=True)
+    manifest.write_text("".join(lines[4:]))
+    with pytest.raises(UserError, match=r"none of its 4 ids.*'0'.*--overwrite"):
+        run(manifest, out, update=True)
+    assert content(out) == before
+    assert not any(tmp_path.glob(".*"))
 
 
 def test_a_full_disk_at_the_end_keeps_the_work(tmp_path, monkeypatch):
