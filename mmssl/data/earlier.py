@@ -57,14 +57,24 @@ def _dropped(out: stores.Path, rows: Rows, ids: Collection[str], used: int) -> i
     return len(gone)
 
 
-def _take_over(out: stores.Path, root: stores.Path, name: str) -> None:
-    """A file of the dataset `out` into the folder that will replace it."""
-    if out == root or (root / name).exists():
-        return
+def _link(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
     try:
-        os.link(out / name, root / name)
+        os.link(source, target)
     except OSError:  # another file system, or one without links
-        shutil.copy2(out / name, root / name)
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _take_over(out: stores.Path, root: stores.Path, name: str) -> None:
+    """A file or folder of the dataset `out` into the folder that will replace it."""
+    if out == root or (root / name).is_file():
+        return
+    source, target = pathlib.Path(out / name), pathlib.Path(root / name)
+    if source.is_symlink() or not source.is_dir():
+        target.unlink(missing_ok=True)
+        _link(source, target)
+        return
+    shutil.rmtree(target, ignore_errors=True)  # half of it, of a build that was killed
+    shutil.copytree(source, target, symlinks=True, copy_function=_link)
 
 
 def keep(
@@ -78,7 +88,7 @@ def keep(
     """Takes over the shards of `out` whose rows are all still wanted, unchanged.
 
     Rows that were left out for a fault are not kept: their media may be there now.
-    Files beside the dataset, such as a tokenizer, stay too.
+    Files and folders beside the dataset, such as a tokenizer, stay too.
 
     Args:
       out: a dataset.
@@ -114,10 +124,11 @@ def keep(
             text = json.dumps(outcome | {"rows": used})
             stores.write(root / records.OUTCOMES / name, text)
     dropped = _dropped(out, rows, others, count)
-    ours = {*metadata["files"], records.METADATA_FILE, records.REPORT_FILE}
+    own_files = {records.METADATA_FILE, records.REPORT_FILE, records.OUTCOMES}
+    ours = own_files | metadata["files"].keys()
     if isinstance(out, pathlib.Path):
         for path in out.iterdir():
-            if path.name not in ours and path.is_file():
+            if path.name not in ours:
                 _take_over(out, root, path.name)
     return Earlier(names, marks, taken, dropped)
 

@@ -137,6 +137,13 @@ def test_a_grown_manifest_adds_only_the_new(tmp_path):
     before = run(manifest, out, update=True)  # with nothing there: a first build
     assert before.faults == {"missing": 1}
     (out / "tokenizer.model").write_text("t")
+    (out / "mine/deep").mkdir(parents=True)
+    (out / "mine/deep/notes").write_text("n")
+    (out / "mine/link").symlink_to("gone")
+    (out / "latest").symlink_to("mine")
+    half = tmp_path / ".out.partial/new/mine/deep"  # of an update that was killed
+    half.mkdir(parents=True)
+    (half / "notes").write_text("n")
     old = {p.name: p.stat().st_ino for p in out.glob("*.array_record-*")}
 
     world(tmp_path / "in", ROWS + 6)
@@ -147,6 +154,9 @@ def test_a_grown_manifest_adds_only_the_new(tmp_path):
     now = {p.name: p.stat().st_ino for p in out.glob("*.array_record-*")}
     assert now.items() > old.items()
     assert (out / "tokenizer.model").read_text() == "t"
+    assert (out / "latest/deep/notes").read_text() == "n"
+    assert os.readlink(out / "latest") == "mine"
+    assert os.readlink(out / "mine/link") == "gone"
     assert media(out) == sorted(b"media %d" % i for i in range(46))
     assert set(records.read_metadata(out)["files"]) > set(now)
 
