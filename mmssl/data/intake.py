@@ -103,6 +103,10 @@ def check(row: manifest.Row, pool: DecodePool, storage: Storage) -> Checked:
         (f"{modality}_{name}", f"the {modality} stream: {name}")
         for modality, name in sorted(probe["faults"].items())
     )
+    lost = storage_lib.unplaced(row.segments, row.words, pieces)
+    if storage.segment and lost:
+        detail = f"{lost} after the media's end, or in a rest too short to store"
+        partial += (("text", detail),)
     return Checked(
         row,
         media=b"" if pieces else media,

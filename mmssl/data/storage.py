@@ -75,7 +75,7 @@ class Piece:
 
     Attributes:
       start: seconds in the file.
-      end: seconds in the file.
+      end: seconds in the file: the next cut, or the file's end.
       media: the bytes of a plain media file.
       probe: of these bytes, from a complete decode.
     """
@@ -121,3 +121,12 @@ def words_within(words: Sequence[Word], start: float, end: float) -> tuple[Word,
         for word in words
         if start <= (word.start + word.end) / 2 < end
     )
+
+
+def unplaced(
+    texts: Sequence[Segment], words: Sequence[Word], pieces: Sequence[Piece]
+) -> int:
+    """How many timed texts and words are in no piece."""
+    spans = [(piece.start, piece.end) for piece in pieces]
+    lost = sum(not any(within([text], *span) for span in spans) for text in texts)
+    return lost + len(words) - sum(len(words_within(words, *span)) for span in spans)

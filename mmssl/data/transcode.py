@@ -5,7 +5,6 @@ plain files: upright frames of square pixels, mono sound, time 0 at the first of
 """
 
 import contextlib
-import dataclasses
 import gc
 import io
 from collections.abc import Iterator
@@ -17,13 +16,12 @@ import numpy as np
 from mmssl.data import container, media
 from mmssl.data.faults import Limits, MediaFault
 from mmssl.data.media import Probe, Source
-from mmssl.data.render import graph
+from mmssl.data.pictures import FORMS, Pictures
 from mmssl.data.storage import AAC_RATES, Piece, Storage
 from mmssl.data.timeline import MonoStream
 
 _TICKS = 90_000
 _EPS = 1e-6
-_TURNS = {1: ("transpose=cclock",), 2: ("hflip=", "vflip="), 3: ("transpose=clock",)}
 
 
 def transcode(
@@ -49,9 +47,10 @@ def transcode(
     pieces = []
     for number, data in parts:
         found = media.probe(data, limits=limits)
-        start = number * length
-        pieces.append(Piece(start, start + found.duration, data, found))
-    if len(pieces) > 1 and pieces[-1].probe.duration < min(1.0, length / 2):
+        # To the cut, not to the last frame: no time, and no text, is between pieces.
+        start, end = number * length, min((number + 1) * length, probe.duration)
+        pieces.append(Piece(start, end, data, found))
+    if len(pieces) > 1 and pieces[-1].end - pieces[-1].start < min(1.0, length / 2):
         pieces.pop()
     return probe, pieces
 
@@ -94,34 +93,17 @@ def _writer(out: io.BytesIO, format: str) -> Any:
     return av.open(out, "w", format=format, options={"fflags": "+bitexact"})
 
 
-@dataclasses.dataclass(frozen=True)
-class _Form:
-    """One way to encode."""
-
-    format: str
-    video: str
-    audio: str
-    pixels: str
-    range: str
-
-
-_FORMS = {
-    "h264": _Form("mp4", "libx264", "aac", "yuv420p", "tv"),
-    "jpeg": _Form("matroska", "mjpeg", "flac", "yuvj420p", "pc"),
-}
-
-
 class _Cutter:
     """Encodes what a full probe decodes, piece by piece."""
 
     def __init__(
         self, streams: container.Streams, storage: Storage, limits: Limits
     ) -> None:
-        self._form = _FORMS[storage.kind]
+        self._form = FORMS[storage.kind]
         self._room = limits.output_mb * 2**20
         rate = streams.video and streams.video.average_rate
         self._fps = Fraction(storage.fps or rate or 25).limit_denominator(1000)
-        self._pictures = _Pictures(streams, storage)
+        self._pictures = Pictures(streams, storage, float(1 / self._fps))
         self._sound = _Sound(storage, limits)
         self._tracks: dict[str, dict[int, _Track]] = {"video": {}, "audio": {}}
 
@@ -220,104 +202,6 @@ def _joined(format: str, tracks: list[bytes]) -> bytes:
         for packet in sorted(packets, key=lambda p: p.dts * p.time_base):
             box.mux(packet)
     return out.getvalue()
-
-
-class _Pictures:
-    """Decoded frames to those that are stored: (piece, seconds in it, frame)."""
-
-    def __init__(self, streams: container.Streams, storage: Storage) -> None:
-        self._step = 1 / storage.fps if storage.fps else None
-        self._length = storage.segment or float("inf")
-        self._scale = _Scale(streams, storage)
-        self._shown: tuple[float, Any] | None = None
-        self._end = self._next = 0.0
-        self._number = 0
-
-    def push(
-        self, time: float, frame: Any, seconds: float
-    ) -> Iterator[tuple[int, float, Any]]:
-        """What is stored before this frame is shown."""
-        if self._shown is not None:
-            yield from self._until(time)
-        else:
-            # As in decoding, the first frame stands for the time before it.
-            self._number = max(0, int((time + _EPS) // self._length))
-            time = self._next = self._start()
-        if self._step is None:
-            self._next = max(time, self._next)
-        self._shown, self._end = (time, frame), time + max(seconds, 2 * _EPS)
-
-    def flush(self) -> Iterator[tuple[int, float, Any]]:
-        """The frames that are left."""
-        if self._shown is not None:
-            yield from self._until(self._end)
-
-    def _start(self) -> float:
-        return self._number * self._length if self._number else 0.0
-
-    def _until(self, stop: float) -> Iterator[tuple[int, float, Any]]:
-        assert self._shown is not None
-        image = None
-        while self._next < stop - _EPS:
-            image = self._scale(self._shown[1]) if image is None else image
-            while self._next >= (self._number + 1) * self._length - _EPS:
-                self._number += 1
-            yield self._number, max(0.0, self._next - self._start()), image
-            # Its next time: on the grid of the piece, or where the next piece begins.
-            then = (self._number + 1) * self._length
-            if self._step is not None:
-                count = round((self._next - self._start()) / self._step) + 1
-                then = min(then, self._start() + count * self._step)
-            self._next = then
-            if self._step is None and then >= stop - _EPS:
-                self._next = stop
-                return
-
-
-class _Scale:
-    """Frames upright, of square pixels, of one size, progressive, without alpha."""
-
-    def __init__(self, streams: container.Streams, storage: Storage) -> None:
-        video = streams.video
-        self._aspect = float(video.sample_aspect_ratio or 1) if video else 1.0
-        self._short = storage.short_side
-        self._form = _FORMS[storage.kind]
-        self._size: tuple[int, int] | None = None
-        self._key: tuple[Any, ...] | None = None
-        self._graph: Any = None
-
-    def __call__(self, frame: Any) -> Any:
-        turns = container.quarter_turns(frame)
-        form, woven = frame.format.name, frame.interlaced_frame
-        key = (frame.width, frame.height, form, turns, woven)
-        if key != self._key:
-            wide, tall = self._fit(frame, turns)
-            if turns % 2:
-                wide, tall = tall, wide
-            sized = f"w={wide}:h={tall}:flags=bicubic:threads=1"
-            colour = f"out_range={self._form.range}:out_color_matrix=smpte170m"
-            self._graph = graph(
-                frame,
-                f"scale={sized}:{colour}",
-                f"format=pix_fmts={self._form.pixels}",
-                *_TURNS.get(turns, ()),
-            )
-            self._key = key
-        frame.pts = None
-        self._graph.push(frame)
-        return self._graph.pull()
-
-    def _fit(self, frame: Any, turns: int) -> tuple[int, int]:
-        """(width, height) of all frames: those of the first."""
-        if self._size is None:
-            wide, tall = frame.width * self._aspect, float(frame.height)
-            if turns % 2:
-                wide, tall = tall, wide
-            part = min(1.0, self._short / min(wide, tall)) if self._short else 1.0
-            # Chroma has half the resolution, so both are even.
-            even = [max(2, 2 * round(side * part / 2)) for side in (wide, tall)]
-            self._size = even[0], even[1]
-        return self._size
 
 
 class _Sound:

@@ -1,11 +1,12 @@
 """What is stored anew shows and says the same at the same times."""
 
+import pathlib
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
-from mmssl.data import media, storage, transcode
+from mmssl.data import intake, manifest, media, storage, transcode
 from mmssl.data.media import Limits, MediaFault
 from mmssl.data.pool import DecodePool
 from mmssl.data.records import Segment, Word
@@ -58,7 +59,8 @@ def test_one_piece_has_the_same_frames_and_sound_at_the_same_times(talk, kind) -
     probe, [piece] = transcode.transcode(talk, Storage(kind))
     assert probe == media.probe(talk)
     assert piece.probe == media.probe(piece.media)
-    assert (piece.start, piece.end) == (0.0, piece.probe.duration)
+    assert (piece.start, piece.end) == (0.0, probe.duration)
+    assert piece.probe.duration == pytest.approx(probe.duration, abs=0.05)
     times = [0.0, 0.5, 1.02, 3.9]
     assert shown(piece.media, times) == shown(talk, times)
     assert same_sound(heard(piece.media, 0.0, 4.0), heard(talk, 0.0, 4.0))
@@ -190,6 +192,63 @@ def test_sound_alone_a_picture_alone_and_odd_rates() -> None:
         _, [piece] = transcode.transcode(still, Storage(kind, fps=10, segment=5))
         assert piece.probe.video is not None
         assert piece.probe.video["frames"] == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_text_falls_between_the_last_frame_and_the_cut(kind: str) -> None:
+    images = [np.full((48, 64, 3), media_files.level(i), np.uint8) for i in range(6)]
+    data = odd_files.pictures(
+        images,
+        codec="mjpeg",
+        pix_fmt="yuvj420p",
+        stamps=[0, 400, 3000, 6500, 9500, 10000],
+    )
+    probe, pieces = transcode.transcode(data, Storage(kind, segment=3.0))
+    assert [(p.start, p.end) for p in pieces] == [
+        (0.0, 3.0),
+        (3.0, 6.0),
+        (6.0, 9.0),
+        (9.0, probe.duration),
+    ]
+    # The held frame lasts until the cut.
+    for piece in pieces:
+        length = piece.end - piece.start
+        assert piece.probe.duration == pytest.approx(length, abs=0.02)
+    assert shown(pieces[1].media, [0.0, 2.9]) == [2, 2]
+    assert shown(pieces[2].media, [0.0, 0.4, 0.6, 2.9]) == [2, 2, 3, 3]
+    words = [Word(i / 10, i / 10 + 0.1, "x") for i in range(101)]
+    assert storage.unplaced([], words, pieces) == 0
+    assert storage.unplaced([Segment(0.5, 1.5, "x")], [], pieces) == 0
+    found = [storage.words_within(words, p.start, p.end) for p in pieces]
+    assert sum(map(len, found)) == len(words)
+
+
+def test_sound_after_the_cut_brings_no_word_twice(talk: bytes) -> None:
+    # AAC comes in blocks of 1024 samples, so the sound of a piece ends after its cut.
+    _, pieces = transcode.transcode(talk, Storage("h264", segment=1.5))
+    words = [Word(t, t + 0.002, "x") for t in np.arange(0, 4, 0.004).tolist()]
+    found = [storage.words_within(words, p.start, p.end) for p in pieces]
+    assert sum(map(len, found)) == len(words)
+
+
+def test_text_of_a_rest_that_is_left_out_is_counted(
+    talk: bytes, tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "talk.mkv").write_bytes(talk)
+    row = manifest.Row(
+        id="talk",
+        media="talk.mkv",
+        path=tmp_path / "talk.mkv",
+        segments=(Segment(0.0, 3.0, "kept"), Segment(3.85, 3.95, "lost")),
+        words=(Word(3.7, 3.8, "kept"), Word(3.9, 4.0, "lost")),
+        labels={},
+        meta={},
+    )
+    with DecodePool(1) as pool:
+        checked = intake.check(row, pool, Storage("jpeg", fps=5, segment=3.8))
+    [(name, detail)] = checked.partial
+    assert name == "text"
+    assert detail.startswith("2 ")
 
 
 def test_a_short_rest_is_left_out(talk: bytes) -> None:
