@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 
@@ -85,7 +86,7 @@ def keep(
     *,
     settings: shards.Settings,
 ) -> Earlier:
-    """Takes over the shards of `out` whose rows are all still wanted, unchanged.
+    """Takes over the whole shards of `out` whose rows are all wanted, unchanged.
 
     Rows that were left out for a fault are not kept: their media may be there now.
     Files and folders beside the dataset, such as a tokenizer, stay too.
@@ -111,16 +112,18 @@ def keep(
     taken: dict[str, set[int]] = {}
     listed = sorted(stores.names(out / records.OUTCOMES))
     own = [name for name in listed if _file(name) in metadata["files"]]
+    there = stores.names(out)
     for name, outcome in zip(own, shards.outcomes(out, own), strict=True):
-        split = outcome["split"]
-        taken.setdefault(split, set()).add(outcome["index"])
+        split, index = _place(name)
+        taken.setdefault(split, set()).add(index)
         used = [row for row in outcome["rows"] if "fault" not in row]
         count += len(used)
         others |= {row["id"] for row in used if row["row"] not in wanted}
-        if all(wanted.get(row["row"]) == split for row in used):
+        same = all(wanted.get(row["row"]) == split for row in used)
+        if same and _file(name) in there and _whole(out, name, outcome):
             names.append(name)
             marks.update(row["row"] for row in used)
-            _take_over(out, root, outcome["file"]["name"])
+            _take_over(out, root, _file(name))
             text = json.dumps(outcome | {"rows": used})
             stores.write(root / records.OUTCOMES / name, text)
     dropped = _dropped(out, rows, others, count)
@@ -133,7 +136,22 @@ def keep(
     return Earlier(names, marks, taken, dropped)
 
 
+def _place(outcome: str) -> tuple[str, int]:
+    """Split and number of the shard whose outcomes file has this name."""
+    found = re.fullmatch(r"(.+)-(\d+)-[0-9a-f]+\.json", outcome)
+    return (found[1], int(found[2])) if found else ("", 0)
+
+
 def _file(outcome: str) -> str:
-    """The file of the rows whose outcomes file has this name."""
-    split, index, _ = outcome.rsplit("-", 2)
-    return shards.file_name(split, int(index))
+    return shards.file_name(*_place(outcome))
+
+
+def _whole(out: stores.Path, name: str, outcome: shards.Outcome) -> bool:
+    """Whether a shard is what its outcomes file, of this name, says."""
+    file = outcome["file"]
+    stated = (outcome["split"], outcome["index"], file["name"])
+    if stated != (*_place(name), _file(name)):
+        return False
+    # An object of a bucket is whole or absent.
+    local = isinstance(out, pathlib.Path)
+    return not local or (out / _file(name)).stat().st_size == file["bytes"]

@@ -185,6 +185,25 @@ def test_an_update_drops_what_the_manifest_no_longer_has(tmp_path):
     assert report.used == sum(records.read_metadata(out)["splits"].values())
 
 
+def test_an_update_keeps_no_shard_that_is_not_what_was_written(tmp_path):
+    manifest, out = world(tmp_path / "in"), tmp_path / "out"
+    clean = run(manifest, out)
+    (secret := tmp_path / "secret").write_text("s")
+    cut, lost, lies, *_ = sorted((out / "outcomes").glob("train-*"))
+    outcome = json.loads(lies.read_text())
+    outcome["file"] |= {"name": "../secret", "bytes": 1}
+    lies.write_text(json.dumps(outcome))
+    files = [json.loads(p.read_text())["file"]["name"] for p in (cut, lost)]
+    os.truncate(out / files[0], 100)
+    (out / files[1]).unlink()
+    (out / "outcomes/.DS_Store").touch()
+    report = run(manifest, out, update=True)
+    assert (report.kept, report.used) == (clean.shards - 3, ROWS)
+    assert media(out) == sorted(b"media %d" % i for i in range(ROWS))
+    assert secret.stat().st_nlink == 1
+    assert not any(tmp_path.glob(".out*"))
+
+
 def test_an_update_counts_what_it_drops(tmp_path, capsys, monkeypatch):
     manifest, out = world(tmp_path / "in", 12), tmp_path / "out"
     run(manifest, out)
