@@ -9,16 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from mmssl import config as config_lib
-from mmssl import evaluation, files, runs, streams, trees
+from mmssl import evaluation, files, runs, streams
 from mmssl import workdir as workdir_lib
 from mmssl.data import records
 from mmssl.data.pool import DecodePool
 from mmssl.errors import UserError
 from mmssl.evals import compare, evaluate, retrieval
-from mmssl.train import arrays
 from mmssl.train.checkpoint import Checkpointer
 from mmssl.train.metrics import JsonlWriter
 
@@ -75,8 +73,6 @@ class Judge:
         """
         experiment, found = self.experiment, self._evaluator
         whole = runs.restore(experiment, self._workdir, step=step)
-        leaves = {n: np.asarray(x) for n, x in trees.named_leaves(whole).items()}
-        digest = arrays.content_hash(sorted(leaves.items()))
         states = {"trained": whole.averaged() if self._ema else whole}
         if self._random is None:
             states["random"] = experiment.init_state()
@@ -97,7 +93,7 @@ class Judge:
         result = judged.sections | {
             "protocols": judged.protocols,
             "step": int(jax.device_get(whole.step)),
-            "checkpoint_sha256": digest,
+            "checkpoint_sha256": runs.content_hash(whole),
             "ema": self._ema,
             "seed": experiment.config["seed"],
             "data": found.path,

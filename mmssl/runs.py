@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
-from mmssl import check, clips, costs, evaluation, init_from, outputs, streams
+from mmssl import check, clips, costs, evaluation, init_from, outputs, streams, trees
 from mmssl import config as config_lib
 from mmssl import workdir as workdir_lib
 from mmssl.data import device, sources
@@ -24,7 +25,7 @@ from mmssl.report import conflict as report_conflict
 from mmssl.report import media as report_media
 from mmssl.report import run as report_files
 from mmssl.report import sections
-from mmssl.train import checkpoint, loop, metrics, progress
+from mmssl.train import arrays, checkpoint, loop, metrics, progress
 from mmssl.train.compilation import CompiledOnce
 from mmssl.train.goodput import Goodput, read_past
 from mmssl.train.profile import Profile
@@ -237,7 +238,6 @@ def restore(
     experiment: Experiment,
     workdir: str,
     *,
-    ema: bool = False,
     step: int | None = None,
 ) -> TrainState:
     """The newest undamaged checkpoint's state, on the experiment's mesh.
@@ -245,12 +245,10 @@ def restore(
     Args:
       experiment: of the run.
       workdir: its folder.
-      ema: with the running average in place of the parameters.
       step: this checkpoint only.
 
     Raises:
-      UserError: there is none, or the tokenizer is not the run's; a run without an
-        average was asked for it.
+      UserError: there is none, or the tokenizer is not the run's.
     """
     folder = pathlib.Path(workdir)
     described = workdir_lib.read(
@@ -261,7 +259,13 @@ def restore(
         restored = checkpointer.restore(experiment.abstract_state(), step=step)
     for warning in restored.warnings:
         print(f"warning: {warning}; using step {restored.step}", file=sys.stderr)
-    return restored.state.averaged() if ema else restored.state
+    return restored.state
+
+
+def content_hash(state: TrainState) -> str:
+    """What `mmssl checkpoint inspect --hash` prints of the checkpoint."""
+    leaves = {n: np.asarray(x) for n, x in trees.named_leaves(state).items()}
+    return arrays.content_hash(sorted(leaves.items()))
 
 
 def export_run(
@@ -276,10 +280,12 @@ def export_run(
     """Exports the newest checkpoint, or its average; returns the manifest.
 
     Of these modalities only, if they are named; `options` are keyword arguments of
-    `safetensors_export.export`.
+    `safetensors_export.export`. The card has the last evaluation's results where it
+    judged these weights; otherwise a line says why not.
     """
     experiment, folder = open_run(workdir), pathlib.Path(workdir)
-    state = restore(experiment, workdir, ema=ema)
+    whole = restore(experiment, workdir)
+    state = whole.averaged() if ema else whole
     config = experiment.config
     info: dict[str, Any] = {
         "name": folder.name,
@@ -291,8 +297,21 @@ def export_run(
     for key, name in (("data", workdir_lib.DATA), ("eval", workdir_lib.EVAL)):
         if (folder / name).is_file():
             info[key] = workdir_lib.read(folder, name, remedy="run `mmssl eval` again")
-    if info.get("eval", {}).get("ema", False) != ema:
-        info.pop("eval", None)  # its figures are those of other weights
+    if judged := info.get("eval"):
+        mine = {"step": info["step"], "ema": ema}
+        mine["checkpoint_sha256"] = content_hash(whole)
+        if other := [key for key in mine if judged.get(key) != mine[key]]:
+            key = other[0]
+            del info["eval"]
+            print(
+                f"the card has no results: {workdir_lib.EVAL} is of other weights "
+                f"({key} {judged.get(key)}, here {mine[key]}); run `mmssl eval "
+                f"--workdir {workdir}{' --ema' * ema}` and export again",
+                file=sys.stderr,
+            )
+        elif modalities is not None:
+            only = ", ".join(modalities)
+            info["limits"] = [f"Results are of the whole model; here is {only} only."]
     for key in ("command", "train_seconds"):
         if key in info.get("data", {}):
             info[key.removeprefix("train_")] = info["data"][key]

@@ -20,6 +20,7 @@ from mmssl.experiment import Experiment
 from mmssl.gradients import cotangents as ct
 from mmssl.parallel import mesh as mesh_lib
 from mmssl.train.checkpoint import Checkpointer
+from mmssl.train.state import TrainState
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -220,12 +221,33 @@ def test_evaluate_export_load_and_report(trained, tmp_path):
 def test_an_average_is_exported_before_any_evaluation(trained, tmp_path, monkeypatch):
     shutil.copytree(trained, tmp_path / "w")
     (tmp_path / "w" / "eval.json").unlink(missing_ok=True)
-    plain = runs.restore
     # The run keeps no average: its parameters stand for one.
-    monkeypatch.setattr(runs, "restore", lambda *run, ema: plain(*run))
+    monkeypatch.setattr(TrainState, "averaged", lambda state: state)
     out = tmp_path / "export"
     runs.export_run(str(tmp_path / "w"), str(out), ema=True)
     assert "not evaluated before this export" in (out / "README.md").read_text()
+
+
+def test_the_card_has_the_results_of_its_own_weights(trained, tmp_path, capsys):
+    shutil.copytree(trained, tmp_path / "w")
+    workdir, out = str(tmp_path / "w"), tmp_path / "export"
+    digest = checkpoints.open_one(trained).content_hash()
+    own = {"step": 6, "ema": False, "checkpoint_sha256": digest}
+    own |= {"data": "/home/me/demo", "split": "test"}
+    own["retrieval"] = {"video->audio": {"trained": {"R1": 0.123}}}
+    for changed, said in (
+        ({"step": 3}, "step 3, here 6"),
+        ({"checkpoint_sha256": "0"}, "checkpoint_sha256 0, here"),
+        ({}, ""),
+    ):
+        (tmp_path / "w" / "eval.json").write_text(json.dumps(own | changed))
+        runs.export_run(workdir, str(out), overwrite=True, modalities=["audio"])
+        card, told = (out / "README.md").read_text(), capsys.readouterr().err
+        assert ("0.123" in card) != bool(said)
+        assert said in told
+        assert (f"mmssl eval --workdir {workdir}`" in told) == bool(said)
+    assert "Judged: step 6, data demo, split test." in card
+    assert "whole model; here is audio only" in card
 
 
 def test_evaluations_inside_training_change_nothing(trained, load, tmp_path):

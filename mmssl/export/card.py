@@ -88,7 +88,7 @@ def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple, Any
 
 
 def results_table(evaluation: Mapping[str, Any]) -> str:
-    """Every number of eval.json beside random initialisation and chance."""
+    """What was judged, and every number beside random initialisation and chance."""
     rows: dict[str, dict[str, Any]] = {}
     for path, value in _leaves(evaluation):
         arm = next((part for part in path if part in ARMS), None)
@@ -97,9 +97,13 @@ def results_table(evaluation: Mapping[str, Any]) -> str:
         name = " / ".join(part for part in path if part != arm)
         rows.setdefault(name, {})[arm] = value
     if not rows:
-        return "The run was not evaluated before this export."
+        return "These weights were not evaluated before this export."
     cells = [[name, *(got.get(arm, "–") for arm in ARMS)] for name, got in rows.items()]
-    return _table(("", "trained", "random initialisation", "chance"), cells)
+    table = _table(("", "trained", "random initialisation", "chance"), cells)
+    data = str(evaluation.get("data", ABSENT)).rstrip("/").rsplit("/", 1)[-1]
+    split = evaluation.get("split", ABSENT)
+    judged = f"step {evaluation.get('step', ABSENT)}, data {data}, split {split}"
+    return f"Judged: {_text(judged)}.\n\n{table}"
 
 
 def _flat(value: Mapping[str, Any]) -> str:
