@@ -7,6 +7,7 @@ import pathlib
 import re
 import shutil
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from mmssl.data import records, shards, stores
 from mmssl.data.rows import Rows, mark
@@ -30,16 +31,39 @@ class Earlier:
     dropped: int = 0
 
 
-def _check(out: stores.Path, metadata: Mapping[str, object], settings: str) -> None:
+def _check(
+    out: stores.Path, metadata: Mapping[str, Any], settings: shards.Settings
+) -> None:
     found = metadata.get("settings")
-    if found == settings:
+    if found == settings.key():
         return
-    reason = "with other label columns or limits than this build"
+    storage = dataclasses.asdict(settings.storage)
+    columns = list(settings.label_columns)
     if found is None:
         reason = "by a release that kept no outcomes"
+    elif metadata["storage"] != storage:
+        before, now = _options(metadata["storage"]), _options(storage)
+        reason = f"with other storage ({before}) than this build ({now})"
+    elif metadata["label_columns"] != columns:
+        before = ", ".join(metadata["label_columns"]) or "none"
+        now = ", ".join(columns) or "none"
+        reason = f"with other label columns ({before}) than this build ({now})"
+    else:
+        reason = "with other limits than this build"
     raise UserError(
         f"{out}: was built {reason}, so it cannot be updated; build it anew with "
         "--overwrite, or into another folder"
+    )
+
+
+def _options(storage: Mapping[str, Any]) -> str:
+    """As the command takes them."""
+    given = {"store": storage["kind"], **storage}
+    del given["kind"]
+    return " ".join(
+        f"--{name.replace('_', '-')} {value}"
+        for name, value in given.items()
+        if value is not None
     )
 
 
@@ -102,7 +126,7 @@ def keep(
         manifest has none of its rows.
     """
     metadata = records.read_metadata(out)
-    _check(out, metadata, settings.key())
+    _check(out, metadata, settings)
     wanted = {
         mark(rows.lines[number]): split
         for split, numbers in by_split.items()

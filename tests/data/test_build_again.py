@@ -11,7 +11,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from mmssl import cli
 from mmssl.data import build, records, sources, stores
+from mmssl.data.faults import Limits
 from mmssl.data.media import Probe
+from mmssl.data.storage import Storage
 from mmssl.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:label:DeprecationWarning")
@@ -180,8 +182,15 @@ def test_an_update_drops_what_the_manifest_no_longer_has(tmp_path):
     assert files <= set(records.read_metadata(out)["files"])
 
     (tmp_path / "in/m.jsonl").write_text('{"media": "0.mp4", "labels": {"d": "y"}}')
-    with pytest.raises(UserError, match=r"other label columns.*--overwrite"):
+    with pytest.raises(UserError, match=r"label columns \(c\).*\(d\).*--overwrite"):
         run(manifest, out, update=True)
+    other = {"storage": Storage("h264", short_side=256)}
+    now = r"--store h264 --short-side 256"
+    with pytest.raises(UserError, match=rf"storage \(--store original\).*\({now}\)"):
+        run(manifest, out, update=True, **other)
+    manifest.write_text(lines[0])
+    with pytest.raises(UserError, match="with other limits than this build"):
+        run(manifest, out, update=True, limits=Limits(seconds=1))
     assert report.used == sum(records.read_metadata(out)["splits"].values())
 
 
