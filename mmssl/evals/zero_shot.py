@@ -61,7 +61,9 @@ def zero_shot(arms: Arms, modality: str, column: str) -> tuple[dict[str, Any], O
       SkippedError: no space with text, no label, or classes of single clips only.
     """
     test, found = arms["trained"].test, arms["trained"].prompts[column]
-    space = space_of(test.spaces, modality, "text")
+    # The split need not have captions: a space has text where prompts have vectors.
+    members = {name: {*test.spaces.get(name, ()), "text"} for name in found.vectors}
+    space = space_of(members, modality, "text")
     if space is None:
         raise SkippedError(f"{modality} and text share no space")
     judge = test.rows(modality) & (test.labels[column] != "")

@@ -200,6 +200,28 @@ def test_zero_shot_takes_the_nearest_prompt():
     assert cell["trained"]["top1"] == 0
 
 
+def test_zero_shot_needs_no_captions_in_the_split():
+    """Sets for classification have labels alone; prompts bring the text."""
+    one = arm(True).test
+    x = one.spaces["va"]["video"]
+    captions = {"va": one.spaces["va"], "vt": {"video": x, "text": x[:, None]}}
+    names = zero_shot.classes(one, "digit")
+    vectors = {"vt": np.random.default_rng(0).standard_normal((len(names), 4))}
+    found = [
+        evaluate(
+            Arm(
+                dataclasses.replace(one, spaces=spaces),
+                prompts={"digit": zero_shot.prompts(names, vectors, 1)},
+            ),
+            protocols=("zero_shot",),
+        ).sections["zero_shot"]
+        for spaces in (captions, captions | {"vt": {"video": x}})
+    ]
+    assert found[0]["video"]["digit"]["space"] == "vt"
+    assert found[1] == found[0]
+    assert found[0]["audio"]["digit"] == {"skipped": "audio and text share no space"}
+
+
 def test_label_fractions_and_several_classes():
     one = arm(True)
 
