@@ -7,8 +7,8 @@ process 0 computes.
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -23,11 +23,13 @@ from mmssl.evals import embeddings, evaluate, zero_shot
 from mmssl.experiment import Experiment
 from mmssl.parallel import distributed
 from mmssl.parallel import mesh as mesh_lib
-from mmssl.train.hooks import Hook
+from mmssl.train.hooks import Hook, StoppedError, Told
 from mmssl.train.metrics import EventLog
 from mmssl.train.recorder import ProgressView
 from mmssl.train.state import TrainState
 from mmssl.types import RawBatch
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,13 +149,19 @@ class Evaluator:
         also = [self.settings.train_split] * self._learns
         return list(dict.fromkeys([self.split, *also]))
 
-    def arms(self, states: Mapping[str, TrainState]) -> dict[str, evaluate.Arm]:
+    def arms(
+        self, states: Mapping[str, TrainState], told: Told = lambda: None
+    ) -> dict[str, evaluate.Arm]:
         """Embeddings of every state, of the same clips; media is read once.
 
-        All processes call it together.
+        All processes call it together; where one fails, all do.
+
+        Raises:
+          UserError: see `embeddings.embed`; storage or a decoder failed.
+          StoppedError: `told`, which is asked before every batch, named a signal.
         """
         fns = {n: functools.partial(self._embed, state) for n, state in states.items()}
-        found = {part: self._embedded(part, fns) for part in self.splits}
+        found = {part: self._embedded(part, fns, told) for part in self.splits}
         return {
             name: evaluate.Arm(
                 test=found[self.split][name],
@@ -172,20 +180,22 @@ class Evaluator:
         )
 
     def _embedded(
-        self, split: str, fns: Mapping[str, embeddings.EmbedFn]
+        self, split: str, fns: Mapping[str, embeddings.EmbedFn], told: Told
     ) -> dict[str, embeddings.Embeddings]:
-        batches = streams.eval_pipeline(
-            self._experiment,
-            self._pool,
-            path=self.path,
-            split=split,
-            batch=self.settings.batch,
-            windows=self.settings.windows,
-            clips=self._clips,
+        batches = agreed(
+            lambda: streams.eval_pipeline(
+                self._experiment,
+                self._pool,
+                path=self.path,
+                split=split,
+                batch=self.settings.batch,
+                windows=self.settings.windows,
+                clips=self._clips,
+            )
         )
         whole = whole_batch(self._experiment.mesh)
         try:
-            return embeddings.embed(batches, fns, whole=whole)
+            return embeddings.embed(until_told(batches, told), fns, whole=whole)
         finally:
             batches.close()
 
@@ -233,6 +243,49 @@ class Evaluator:
 def _host(media: Any, present: Any, example_id: Any) -> RawBatch:
     """Of NumPy arrays; the type is that of the device."""
     return RawBatch(media=media, present=present, example_id=example_id)
+
+
+def agreed(ask: Callable[[], T]) -> T:
+    """`ask()`; where it fails in one process, all fail, and none waits for it.
+
+    Raises:
+      UserError: bad input, or a disk, in another process; in it its own error.
+      RuntimeError: another process failed otherwise.
+    """
+    answer: Any = None
+    failure: Exception | None = None
+    try:
+        answer = ask()
+    except Exception as error:
+        failure = error
+    mild = isinstance(failure, (UserError, OSError))
+    said = distributed.gather([mild, str(failure)] if failure else None)
+    if failure is not None:
+        # Where another one met a bug, all must end.
+        if mild and not all(entry[0] for entry in said if entry):
+            raise RuntimeError("another process failed: see its message") from failure
+        raise failure
+    failures = [(i, *entry) for i, entry in enumerate(said) if entry]
+    for i, mild, message in sorted(failures, key=lambda found: found[1]):
+        raise (UserError if mild else RuntimeError)(f"process {i}: {message}")
+    return answer
+
+
+def until_told(batches: Iterable[T], told: Told) -> Iterator[T]:
+    """The batches, as long as every process has its own and nobody is to stop.
+
+    Raises:
+      StoppedError: `told` named a signal.
+      UserError: as `agreed`.
+    """
+    rows = iter(batches)
+    while True:
+        if told():
+            raise StoppedError
+        batch = agreed(lambda: next(rows, None))
+        if batch is None:
+            return
+        yield batch
 
 
 def whole_batch(
@@ -296,10 +349,13 @@ def hook(
         clips=found.clips,
     )
 
-    def run(step: int, state: TrainState) -> dict[str, float]:
+    def run(step: int, state: TrainState, told: Told) -> dict[str, float]:
         begin = time.perf_counter()
-        arm = evaluator.arms({"trained": state})["trained"]
-        sections = distributed.from_first(lambda: evaluator.judge(arm).sections)
+        arm = evaluator.arms({"trained": state}, told)["trained"]
+        mine = agreed(
+            lambda: evaluator.judge(arm).sections if distributed.first() else {}
+        )
+        sections = distributed.from_first(lambda: mine)
         seconds = round(time.perf_counter() - begin, 3)
         said = evaluate.summary(sections)
         events.write("eval", step=step, seconds=seconds, message=said)

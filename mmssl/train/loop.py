@@ -3,6 +3,7 @@
 It knows no model, objective or dataset: the step, the state and the data are values.
 """
 
+import functools
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from mmssl.train import conflict
 from mmssl.train.checkpoint import Checkpointer
 from mmssl.train.goodput import Goodput
 from mmssl.train.health import health
-from mmssl.train.hooks import Hook
+from mmssl.train.hooks import Hook, StoppedError, Told
 from mmssl.train.metrics import EventLog, JsonlWriter, MetricWriter
 from mmssl.train.preemption import Preemption
 from mmssl.train.profile import Profile
@@ -152,6 +153,8 @@ def train(
       log_every: steps between rows.
       max_nonfinite: steps in a row without a finite loss and gradient that end the run.
       hooks: run between steps, but not once a signal came; their metrics are written.
+        A checkpoint of the same step is saved before, or after where its retention
+        ranks by a metric `eval/...`. One that fails costs no more than its metrics.
       goodput: the clock of the whole session, begun before this call; None = begun now.
       work: of a step, for tokens per second and utilisation.
       profile: of some of the steps.
@@ -195,6 +198,25 @@ def train(
     progress.start(start, steps)
     if work is not None and work.flops and not work.peak:
         progress.note("no MFU: there are no figures of what these devices can do")
+
+    def keep_at(
+        state: S,
+        data_state: dict[str, Any],
+        step: int,
+        found: Mapping[str, float],
+        best: str | None,
+    ) -> None:
+        with goodput.part("checkpoint"):
+            # Rows up to a checkpoint are on disk before it counts.
+            writers.flush()
+            checkpointer.save(
+                state,
+                data_state,
+                step=step,
+                metrics=recorder.measured(found, step=step, best=best),
+                spent=goodput.seconds,
+            )
+
     goodput.begin(start + 1)
     try:
         with Preemption() as preemption, jax.transfer_guard("disallow"):
@@ -225,30 +247,32 @@ def train(
                 )
                 if told := profile.after(step, state):
                     progress.note(told)
-                interrupted = preemption.requested(step)
+                interrupted = preemption.requested()
                 # Who was told to stop saves, and does nothing else.
                 wanted = () if interrupted else hooks
                 due = [hook for hook in wanted if hook.due(step, total=steps)]
                 save = step == steps or interrupted or checkpointer.due(step)
                 if due or save:
                     recorder.settle()
-                found: dict[str, float] = {}
-                for hook in due:
-                    with goodput.part("eval"), jax.transfer_guard("allow"):
-                        found |= hook.run(step, state)
+                keep = functools.partial(keep_at, state, data_state, step)
+                # Before the hooks, which may fail; unless they say how good it is.
+                ranked = bool(due and best and best.startswith("eval/"))
+                if save and not ranked:
+                    keep({}, best)
                 if due:
-                    writers.write(step, found)
-                if save:
-                    with goodput.part("checkpoint"):
-                        # Rows up to a checkpoint are on disk before it counts.
-                        writers.flush()
-                        checkpointer.save(
-                            state,
-                            data_state,
-                            step=step,
-                            metrics=recorder.measured(found, step=step, best=best),
-                            spent=goodput.seconds,
-                        )
+                    told = preemption.requested
+                    try:
+                        with goodput.part("eval"), jax.transfer_guard("allow"):
+                            found = _run(due, step, state, told, events, progress)
+                    except Exception:
+                        if save and ranked:
+                            keep({}, None)
+                        raise
+                    if found:
+                        writers.write(step, found)
+                    interrupted = preemption.requested()
+                    if ranked if save else interrupted:
+                        keep(found, best if found else None)
             with goodput.part("checkpoint"):
                 checkpointer.wait()
     finally:
@@ -266,6 +290,28 @@ def train(
     else:
         events.write("end", step=step, **counts)
     return state, summary
+
+
+def _run(
+    hooks: Sequence[Hook],
+    step: int,
+    state: Any,
+    told: Told,
+    events: EventLog,
+    progress: ProgressView,
+) -> dict[str, float]:
+    """Metrics of all; one that fails for want of data or disk gives none."""
+    found: dict[str, float] = {}
+    for hook in hooks:
+        try:
+            found |= hook.run(step, state, told)
+        except StoppedError:
+            break
+        except (UserError, OSError) as error:
+            message = f"no evaluation at step {step}: {error}"
+            events.write("warning", step=step, message=message)
+            progress.note(f"warning: {message}")
+    return found
 
 
 def _next(data: Iterator[DeviceBatch], step: int) -> DeviceBatch:

@@ -1,4 +1,4 @@
-"""Asking a run to stop: a notice to one process stops all, after the same step."""
+"""Asking a run to stop: a notice to one process stops all, at the same place."""
 
 import os
 import signal
@@ -23,25 +23,27 @@ class Preemption:
     another thread the block changes nothing.
 
     Where `jax.distributed` runs, SIGTERM (the notice that platforms give) is its own
-    from the start; the other two are passed on to it. It finds a step that no process
-    has passed yet.
+    from the start; the other two are passed on to it. It finds a place that no
+    process has passed yet.
     """
 
     def __init__(self) -> None:
         self._received: str | None = None
         self._former: dict[signal.Signals, Any] = {}
+        self._asked, self._agreed = 0, False
         self._shared = jax.distributed.is_initialized()
 
-    def requested(self, step: int) -> str | None:
-        """The signal that asked to stop after `step`, or None.
+    def requested(self) -> str | None:
+        """The signal that asked to stop here, or None.
 
-        With several processes all call it after every step, and get the same answer;
-        one that did not get the signal itself calls it SIGTERM.
+        With several processes all call it equally often, at the same places, and get
+        the same answer; one that did not get the signal itself calls it SIGTERM.
         """
-        if not self._shared:
-            return self._received
-        if not multihost_utils.reached_preemption_sync_point(step):
-            return None
+        if self._shared and not self._agreed:
+            self._asked += 1
+            self._agreed = multihost_utils.reached_preemption_sync_point(self._asked)
+        if not self._agreed:
+            return None if self._shared else self._received
         return self._received or signal.SIGTERM.name
 
     def __enter__(self) -> "Preemption":

@@ -13,6 +13,7 @@ import numpy as np
 from mmssl import evaluation
 from mmssl.data import device
 from mmssl.data.pipeline import HostBatch
+from mmssl.errors import UserError
 from mmssl.evals import embeddings, evaluate
 from mmssl.parallel import distributed
 from mmssl.parallel import mesh as mesh_lib
@@ -72,8 +73,27 @@ def judged() -> dict[str, Any]:
         "sections": distributed.from_first(judge),
         "ids": list(found.ids),
         "kinds": found.labels["kind"].tolist(),
+        "failed": failed(),
         "sums": [float(x.sum()) for x in found.spaces["at"].values()],
     }
+
+
+def failed() -> str:
+    """What all find where the last process has no second batch."""
+    last = jax.process_index() == jax.process_count() - 1
+
+    def rows() -> Any:
+        yield 1
+        if last:
+            raise OSError("no storage")
+        yield 2
+
+    found = []
+    try:
+        found.extend(evaluation.until_told(rows(), lambda: None))
+    except (UserError, OSError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing failed"
 
 
 if __name__ == "__main__":

@@ -39,6 +39,8 @@ def test_two_processes_equal_one():
     assert [process.returncode for process in running] == [0, 0], said
     found = [json.loads(out.splitlines()[-1]) for out, _ in said]
     alone = evaluating.judged()
+    failed = [each.pop("failed") for each in found]
+    assert failed == ["UserError: process 1: no storage", "OSError: no storage"]
     assert found[0] == found[1]
     assert found[0]["ids"] == alone["ids"]
     assert len(alone["ids"]) == evaluating.CLIPS - 3

@@ -15,7 +15,8 @@ import pytest
 
 from mmssl import trees
 from mmssl.errors import UserError
-from mmssl.train.hooks import Hook
+from mmssl.train.hooks import Hook, StoppedError
+from mmssl.train.retention import Best
 from tests.train import toy_run
 
 STEPS = 40
@@ -126,39 +127,84 @@ def test_sigterm_saves_and_exits_for_requeue(whole, tmp_path):
 
 
 def test_signal_finishes_the_step_and_saves(tmp_path):
-    def stop(step: int, state: Any) -> dict[str, float]:
+    def stop(step: int, state: Any, told: Any) -> dict[str, float]:
         if step == 4:
             os.kill(os.getpid(), signal.SIGUSR1)
         return {}
 
     former = signal.getsignal(signal.SIGUSR1)
     _, summary, _ = toy_run.run(tmp_path, steps=9, hooks=[Hook(every=1, run=stop)])
-    assert (summary.step, summary.interrupted) == (5, "SIGUSR1")
+    assert (summary.step, summary.interrupted) == (4, "SIGUSR1")
     assert not summary.complete
     assert signal.getsignal(signal.SIGUSR1) is former
     _, summary, _ = toy_run.run(tmp_path, steps=9)
-    assert (summary.start, summary.step, summary.interrupted) == (5, 9, None)
+    assert (summary.start, summary.step, summary.interrupted) == (4, 9, None)
 
 
 def test_a_run_that_is_told_to_stop_evaluates_no_more(tmp_path):
     done = []
 
-    def told(step: int, state: Any) -> dict[str, float]:
+    def judge(step: int, state: Any, told: Any) -> dict[str, float]:
         done.append(step)
         if step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return {}
 
-    _, summary, _ = toy_run.run(tmp_path, steps=9, hooks=[Hook(every=1, run=told)])
-    # The signal shows in the step after it, which is saved and no more.
-    assert (done, summary.step) == ([1, 2], 3)
+    _, summary, _ = toy_run.run(tmp_path, steps=9, hooks=[Hook(every=1, run=judge)])
+    assert (done, summary.step) == ([1, 2], 2)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["2"]
+
+
+def test_a_hook_that_is_told_to_stop_ends_at_once(tmp_path):
+    def judge(step: int, state: Any, told: Any) -> dict[str, float]:
+        assert told() is None
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert told() == "SIGTERM"
+        raise StoppedError
+
+    best = Best("eval/recall")
+    hooks = [Hook(every=2, run=judge)]
+    _, summary, _ = toy_run.run(tmp_path, steps=9, hooks=hooks, best=best, every=2)
+    assert (summary.step, summary.interrupted) == (2, "SIGTERM")
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["2"]
+    assert [r["step"] for r in rows(tmp_path / "metrics.jsonl")] == [1, 2]
+    assert not events(tmp_path, "warning")
+
+
+@pytest.mark.parametrize("best", [None, Best("eval/recall")])
+@pytest.mark.parametrize("error", [UserError("not finite"), OSError("gone")])
+def test_a_failing_hook_costs_its_metrics_alone(tmp_path, best, error):
+    def judge(step: int, state: Any, told: Any) -> dict[str, float]:
+        raise error
+
+    hooks, quiet = [Hook(every=2, run=judge)], toy_run.Quiet()
+    options = {"hooks": hooks, "best": best, "every": 2, "progress": quiet}
+    _, summary, _ = toy_run.run(tmp_path, steps=5, **options)
+    assert summary.complete
+    kept = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["2", "4", "5"]
+    told = events(tmp_path, "warning")
+    assert [e["step"] for e in told] == [2, 4, 5]
+    assert f"no evaluation at step 4: {error}" in told[1]["message"]
+    assert sum("no evaluation" in note for note in quiet.notes) == 3
+
+
+@pytest.mark.parametrize("best", [None, Best("eval/recall")])
+def test_a_bug_in_a_hook_does_not_lose_the_checkpoint(tmp_path, best):
+    def judge(step: int, state: Any, told: Any) -> dict[str, float]:
+        raise TypeError("a bug")
+
+    hooks = [Hook(every=2, run=judge)]
+    with pytest.raises(TypeError, match="a bug"):
+        toy_run.run(tmp_path, steps=9, hooks=hooks, best=best, every=2)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["2"]
 
 
 def test_second_ctrl_c_aborts_at_once(tmp_path):
     # A shell starts background jobs with the signal ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def interrupt(step: int, state: Any) -> dict[str, float]:
+    def interrupt(step: int, state: Any, told: Any) -> dict[str, float]:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
         return {}
@@ -228,7 +274,7 @@ def test_end_of_data_is_an_error_with_a_remedy(tmp_path):
 def test_rows_only_when_due_and_hooks_write_theirs(tmp_path):
     seen = []
 
-    def evaluate(step: int, state: Any) -> dict[str, float]:
+    def evaluate(step: int, state: Any, told: Any) -> dict[str, float]:
         # A transfer both ways: hooks may, the loop may not.
         seen.append((step, int(state.step + np.int32(0))))
         return {"eval/recall": 0.5}

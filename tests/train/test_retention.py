@@ -65,11 +65,11 @@ def test_a_run_keeps_its_best_checkpoint_by_the_mean_loss(tmp_path):
 
 def test_a_metric_of_a_hook_ranks_where_it_was_measured(tmp_path):
     recall = {3: 0.9, 6: 0.4, 9: 0.5}
-    hook = Hook(every=3, run=lambda step, state: {"recall": recall.get(step, 0.0)})
+    hook = Hook(every=3, run=lambda step, *_: {"eval/recall": recall.get(step, 0.0)})
     progress = toy_run.Quiet()
     options = {"steps": 10, "keep": 1, "hooks": [hook], "progress": progress}
-    toy_run.run(tmp_path, every=2, best=Best("recall"), **options)
+    toy_run.run(tmp_path, every=2, best=Best("eval/recall"), **options)
     kept = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
     assert kept == [6, 10]  # 3 and 9 are no checkpoints' steps
     (told,) = [note for note in progress.notes if "not ranked" in note]
-    assert "checkpoint 2 is not ranked: checkpoint.best.metric 'recall'" in told
+    assert "checkpoint 2 is not ranked: checkpoint.best.metric 'eval/recall'" in told
