@@ -73,6 +73,8 @@ def _scanned(file: IO[bytes], size: int) -> Shard:
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for info in tar:
+                if info.size < 0:
+                    return Shard(found, f"damaged at byte {info.offset}")
                 if info.isdir():
                     continue
                 refused = _refused(info)
@@ -149,6 +151,8 @@ def _member(path: str, name: str) -> Member:
 
 
 def _bytes(file: IO[bytes], member: Member) -> bytes:
+    if member.offset < 0 or member.size < 0:  # `read` would take it for: all
+        raise MediaFault("unreadable", f"{member.name!r}: {member.size} bytes")
     file.seek(member.offset)
     return file.read(member.size)
 

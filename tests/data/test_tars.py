@@ -96,6 +96,29 @@ def test_damaged_shards_are_told(tmp_path: pathlib.Path) -> None:
             tars.scan([f"{tmp_path}/{name}.tar"])
 
 
+def header(name: bytes, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """A member's header, with any size."""
+    info = special(name.decode("latin-1"), kind)
+    block = bytearray(info.tobuf(tarfile.GNU_FORMAT, "latin-1", "strict"))
+    block[124:136] = b"\xff" + (size % 2**88).to_bytes(11, "big")
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+@pytest.mark.parametrize("size", [-1, -512, -1000, -(2**40)])
+def test_a_size_below_zero_is_damage(tmp_path: pathlib.Path, size: int) -> None:
+    whole = pathlib.Path(write(tmp_path / "good.tar", {"a.mp4": CLIP})).read_bytes()
+    first = whole[: 512 + -(-len(CLIP) // 512) * 512]
+    bad = tmp_path / "bad.tar"
+    bad.write_bytes(first + header(b"b.mp4", size) + bytes(5000))
+    assert tars.read(f"{bad}!/a.mp4", limit=2**30) == CLIP
+    assert fault(f"{bad}!/b.mp4", limit=100) == "unreadable"
+    assert {row.id for row in tars.scan([str(bad)]).rows} == {"bad/a", "bad/(rest)"}
+    with pytest.raises(MediaFault, match="unreadable"):
+        tars.read(f"{bad}!/b.mp4", limit=100, place=(0, size))
+
+
 def test_a_shard_that_changed_is_read_anew(tmp_path: pathlib.Path) -> None:
     shard = write(tmp_path / "s.tar", {"a.mp4": b"one"})
     assert tars.read(f"{shard}!/a.mp4", limit=9) == b"one"
