@@ -18,7 +18,7 @@ from mmssl import files
 from mmssl.data import intake, records, stores
 from mmssl.data.faults import Limits
 from mmssl.data.pool import DecodePool
-from mmssl.data.rows import Row, Rows, decode, mark
+from mmssl.data.rows import Rows, decode, mark
 from mmssl.data.storage import Storage
 
 ROWS = 256
@@ -156,14 +156,14 @@ def _free(taken: set[int]) -> Iterator[int]:
         index += 1
 
 
-def _rows(root: stores.Path, task: Task, settings: Settings) -> list[tuple[str, Row]]:
-    """(mark, row) of a task, from the plan."""
+def _lines(root: stores.Path, task: Task, settings: Settings) -> list[bytes]:
+    """A task's rows, if the plan is still the one that the task is of."""
     with (root / PLAN_FILE).open("rb") as file:
         file.seek(task.start)
         text = file.read(task.stop - task.start)
     if hashlib.sha256(settings.key().encode() + text).hexdigest() != task.key:
         raise RuntimeError(f"{root}: another build has changed the plan; end one")
-    return [(mark(line), decode(line)) for line in text.split(b"\n")[:-1]]
+    return text.split(b"\n")[:-1]
 
 
 def _record(checked: intake.Checked, columns: tuple[str, ...]) -> records.Record:
@@ -210,13 +210,19 @@ def write(
 ) -> None:
     """Does one task: decodes its rows, writes those that decode, then its outcomes.
 
+    A worker may outlive its build, and find the next one of other rows in its folder:
+    it looks at the plan before and after its work, and renames nothing over the other.
+
     Args:
       root: the folder of shards and plan.
       count: called after each row.
+
+    Raises:
+      RuntimeError: the plan is another build's.
     """
     from mmssl.data import builder
 
-    planned = _rows(root, task, settings)
+    planned = [(mark(line), decode(line)) for line in _lines(root, task, settings)]
     rows = []
 
     def used() -> Iterator[records.Record]:
@@ -241,6 +247,7 @@ def write(
             file = {"name": target.name, "rows": written, **facts}
         else:
             path.unlink()
+        _lines(root, task, settings)
     done = {"split": task.split, "index": task.index, "file": file, "rows": rows}
     stores.write(root / records.OUTCOMES / task.outcome, json.dumps(done))
 

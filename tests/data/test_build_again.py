@@ -9,8 +9,9 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from mmssl import cli
-from mmssl.data import build, records, sources, stores
+from mmssl import cli, files
+from mmssl.data import build, records, shards, sources, stores
+from mmssl.data import manifest as manifest_lib
 from mmssl.data.faults import Limits
 from mmssl.data.media import Probe
 from mmssl.data.storage import Storage
@@ -237,6 +238,30 @@ def test_an_update_with_none_of_the_clips_is_refused(tmp_path):
         run(manifest, out, update=True)
     assert content(out) == before
     assert not any(tmp_path.glob(".*"))
+
+
+def test_a_worker_that_outlives_its_build_keeps_off_the_next(tmp_path):
+    rows = manifest_lib.read_manifest(world(tmp_path / "in", 8)).rows
+    (root := tmp_path / "ds").mkdir()
+    (root / records.OUTCOMES).mkdir()
+    settings = shards.Settings(("c",))
+    common = {"settings": settings, "most": 99, "taken": {}}
+    [task] = shards.plan(root, rows, {"train": range(8)}, **common)
+
+    class Next(Pool):
+        """The next build plans and writes the shard while this one decodes."""
+
+        def probe(self, src, *, full):
+            if not self.seen:
+                [other] = shards.plan(root, rows, {"train": range(4)}, **common)
+                shards.write(root, other, settings=settings, pool=Pool())
+            return super().probe(src, full=full)
+
+    with pytest.raises(RuntimeError, match="another build has changed the plan"):
+        shards.write(root, task, settings=settings, pool=Next())
+    [name] = stores.names(root / records.OUTCOMES)
+    file = json.loads((root / records.OUTCOMES / name).read_text())["file"]
+    assert files.sha256(root / file["name"]) == file["sha256"]
 
 
 def test_a_full_disk_at_the_end_keeps_the_work(tmp_path, monkeypatch):
