@@ -5,7 +5,9 @@ import contextlib
 import functools
 import importlib.util
 import logging
+import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -131,9 +133,31 @@ def _pool(decoders: int, settings: shards.Settings) -> DecodePool:
     return pool
 
 
+@functools.cache
+def _follow(driver: int) -> None:
+    """Ends this process soon after the driver, which is not always its parent."""
+
+    def look() -> None:
+        while True:
+            try:
+                os.kill(driver, 0)
+            except OSError:  # nobody's number, or another user's by now
+                os._exit(1)
+            time.sleep(_LOOK_SECONDS)
+
+    threading.Thread(target=look, daemon=True).start()
+
+
 def _write(
-    task: shards.Task, *, root: str, settings: shards.Settings, decoders: int
+    task: shards.Task,
+    *,
+    root: str,
+    settings: shards.Settings,
+    decoders: int,
+    driver: int | None,
 ) -> None:
+    if driver is not None:
+        _follow(driver)
     pool = _pool(decoders, settings)
     shards.write(stores.place(root), task, settings=settings, pool=pool)
 
@@ -177,7 +201,11 @@ def _on_beam(
     import apache_beam as beam
 
     write = functools.partial(
-        _write, root=stores.absolute(root), settings=settings, decoders=decoders
+        _write,
+        root=stores.absolute(root),
+        settings=settings,
+        decoders=decoders,
+        driver=os.getpid() if runner == LOCAL else None,
     )
     try:
         pipeline = beam.Pipeline(runner=runner, options=options)

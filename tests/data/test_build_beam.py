@@ -72,6 +72,25 @@ def test_a_killed_build_goes_on_and_equals_a_clean_one(manifest, tmp_path) -> No
     assert not any(tmp_path.glob(".*"))
 
 
+def test_a_local_worker_ends_with_its_driver() -> None:
+    driver = subprocess.Popen(["sleep", "100"])
+    code = (
+        "import time; from mmssl.data import runners; "
+        f"runners._follow({driver.pid}); print('up', flush=True); time.sleep(100)"
+    )
+    worker = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT
+    )
+    assert worker.stdout
+    assert worker.stdout.readline() == b"up\n"
+    time.sleep(0.1)
+    assert worker.poll() is None
+    driver.kill()
+    driver.wait()
+    assert worker.wait(timeout=60) == 1
+    worker.stdout.close()
+
+
 def test_options_reach_the_runner() -> None:
     from apache_beam.options import pipeline_options as beam_options
 
