@@ -8,12 +8,14 @@ are no plain files, or whose name leaves the shard, are refused; those of other 
 
 import collections
 import dataclasses
+import errno
 import functools
 import glob
 import json
+import os
 import pathlib
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 from mmssl.data import captions, manifest
@@ -68,10 +70,15 @@ class Shard:
     damage: str = ""
 
 
+def _shown(name: str) -> str:
+    """A name that is not UTF-8 shows its odd bytes as \\xNN."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def _scanned(file: IO[bytes], size: int) -> Shard:
     found: dict[str, Member] = {}
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
+        with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
             for info in tar:
                 if info.size < 0:
                     return Shard(found, f"damaged at byte {info.offset}")
@@ -80,14 +87,21 @@ def _scanned(file: IO[bytes], size: int) -> Shard:
                 refused = _refused(info)
                 if info.offset_data + info.size > size:
                     refused = _CUT
-                member = Member(info.name, info.offset_data, info.size, refused)
-                found[info.name] = member
+                name = _shown(info.name)
+                found[name] = Member(name, info.offset_data, info.size, refused)
             # A damaged header passes for the end.
             file.seek(tar.offset)
             if any(file.read(tarfile.BLOCKSIZE)):
                 return Shard(found, f"damaged at byte {tar.offset}")
-    except tarfile.TarError as e:
+    except RecursionError:  # tarfile reads a header of a header by recursion
+        return Shard(found, "too many headers of headers")
+    except (tarfile.TarError, ValueError, OverflowError) as e:
         return Shard(found, f"{e}; is it cut off, compressed, or no tar file?")
+    except OSError as e:
+        # A place before the file's beginning; what else fails is not the shard's.
+        if e.errno != errno.EINVAL:
+            raise
+        return Shard(found, "a header that points outside the file")
     return Shard(found)
 
 
@@ -163,7 +177,8 @@ def scan(patterns: Sequence[str]) -> manifest.Manifest:
     Of a clip's files, one is its media (sound or video, else a picture); its text is
     the first of .vtt, .srt, .json, .txt that has any; a .json object without text is
     its `meta`, and "caption" there is text; .cls is the label `class`. The id is
-    `SHARD/KEY`.
+    `SHARD/KEY`; SHARD is the path without .tar, below the folder that all of them
+    share.
 
     Args:
       patterns: paths or glob patterns of tar files, local or on a bucket.
@@ -172,8 +187,9 @@ def scan(patterns: Sequence[str]) -> manifest.Manifest:
       UserError: no such tar file, or no media in them. Of a damaged one its whole
         members are rows, and one row that has no bytes stands for the rest.
     """
-    paths = sorted({path for pattern in patterns for path in _shards(pattern)})
-    rows = [row for path in paths for row in _rows(path)]
+    names = _names(path for pattern in patterns for path in _shards(pattern))
+    paths = sorted(names)
+    rows = [row for path in paths for row in _rows(path, names[path])]
     if all(row.media.endswith(INSIDE + _REST) for row in rows):
         found = shard(paths[0]).damage or "other files"
         known = " ".join(sorted(manifest.MEDIA_SUFFIXES))
@@ -202,7 +218,15 @@ def _shards(pattern: str) -> list[str]:
     return found
 
 
-def _rows(path: str) -> Iterator[manifest.Row]:
+def _names(paths: Iterable[str]) -> dict[str, str]:
+    """Path to what its ids begin with; each file once."""
+    whole = {path if "://" in path else os.path.abspath(path): path for path in paths}
+    parts = {p: pathlib.PurePosixPath(p).with_suffix("").parts for p in whole}
+    shared = len(os.path.commonprefix([found[:-1] for found in parts.values()]))
+    return {whole[path]: "/".join(found[shared:]) for path, found in parts.items()}
+
+
+def _rows(path: str, name: str) -> Iterator[manifest.Row]:
     clips: dict[str, dict[str, Member]] = collections.defaultdict(dict)
     found = shard(path)
     for member in found.members.values():
@@ -211,17 +235,17 @@ def _rows(path: str) -> Iterator[manifest.Row]:
         clips[f"{folder}/{key}".lstrip("/")][(dot + suffix).lower()] = member
     with _path(path).open("rb") as file:
         for key in sorted(clips):
-            row = _row(path, key, clips[key], file)
+            row = _row(path, f"{name}/{key}", clips[key], file)
             if row is not None:
                 yield row
     if found.damage:
         lost = Member(_REST, 0, 0)
-        yield _made(path, _REST, lost, captions.Captions(), {}, "", ())
+        yield _made(path, f"{name}/{_REST}", lost, captions.Captions(), {}, "", ())
 
 
 def _made(
     path: str,
-    key: str,
+    id: str,
     media: Member,
     text: captions.Captions,
     meta: Mapping[str, Any],
@@ -230,8 +254,8 @@ def _made(
 ) -> manifest.Row:
     name = f"{path}!/{media.name}"
     return manifest.Row(
-        id=f"{pathlib.PurePosixPath(path).stem}/{key}",
-        media=name,
+        id=_shown(id),
+        media=_shown(name),
         path=_path(name),
         segments=text.segments,
         words=text.words,
@@ -244,7 +268,7 @@ def _made(
 
 
 def _row(
-    path: str, key: str, files: Mapping[str, Member], file: IO[bytes]
+    path: str, id: str, files: Mapping[str, Member], file: IO[bytes]
 ) -> manifest.Row | None:
     media = [
         suffix
@@ -263,7 +287,7 @@ def _row(
     }
     text, meta, faults = _text(texts)
     label = texts.get(".cls", b"").decode("utf-8", "replace").strip()
-    return _made(path, key, files[media[0]], text, meta, label, faults)
+    return _made(path, id, files[media[0]], text, meta, label, faults)
 
 
 def _text(

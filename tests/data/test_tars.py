@@ -119,6 +119,62 @@ def test_a_size_below_zero_is_damage(tmp_path: pathlib.Path, size: int) -> None:
         tars.read(f"{bad}!/b.mp4", limit=100, place=(0, size))
 
 
+def chained(count: int) -> bytes:
+    """Long names of long names."""
+    return b"".join(
+        header(b"././@LongLink", 5, tarfile.GNUTYPE_LONGNAME) + b"x.mp4".ljust(512)
+        for _ in range(count)
+    )
+
+
+def sized(size: int) -> bytes:
+    """A member whose size stands in a pax header."""
+    info = special("x.mp4", tarfile.REGTYPE)
+    info.pax_headers = {"size": str(size)}
+    return info.tobuf(tarfile.PAX_FORMAT)
+
+
+@pytest.mark.parametrize("bad", [chained(3000), sized(-1_000_000), sized(-(10**30))])
+def test_headers_that_end_no_scan(tmp_path: pathlib.Path, bad: bytes) -> None:
+    good = pathlib.Path(write(tmp_path / "good.tar", {"a.mp4": CLIP})).read_bytes()
+    first = tmp_path / "first.tar"
+    first.write_bytes(bad + bytes(1024))
+    member = good[: 512 + -(-len(CLIP) // 512) * 512]
+    (tmp_path / "late.tar").write_bytes(member + bad + bytes(1024))
+    ids = {row.id for row in tars.scan([f"{tmp_path}/*.tar"]).rows}
+    assert ids == {"good/a", "first/(rest)", "late/a", "late/(rest)"}
+    assert fault(f"{first}!/x.mp4") == "unreadable"
+
+
+def test_names_that_are_not_unicode(tmp_path: pathlib.Path) -> None:
+    with tarfile.open(
+        tmp_path / "s.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin-1"
+    ) as tar:
+        for name in ("ärger.mp4", "a ß.mp4"):
+            info = tarfile.TarInfo(name)
+            info.size = len(CLIP)
+            tar.addfile(info, io.BytesIO(CLIP))
+    rows = {row.id: row for row in tars.scan([f"{tmp_path}/s.tar"]).rows}
+    assert set(rows) == {r"s/\xe4rger", r"s/a \xdf"}
+    row = rows[r"s/\xe4rger"]
+    assert row.media == rf"{tmp_path}/s.tar!/\xe4rger.mp4"
+    for place in (None, row.place):
+        assert tars.read(str(row.path), limit=2**30, place=place) == CLIP
+
+
+def test_shards_of_one_name_in_two_folders(tmp_path: pathlib.Path) -> None:
+    for folder in ("train", "val"):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder / "0.tar", {"a.mp4": CLIP})
+    rows = tars.scan([f"{tmp_path}/*/0.tar"]).rows
+    assert [row.id for row in rows] == ["train/0/a", "val/0/a"]
+    # Alone, or twice the same by two names: as before.
+    other = f"{tmp_path}/train/../train/0.tar"
+    assert [row.id for row in tars.scan([f"{tmp_path}/train/0.tar", other]).rows] == [
+        "0/a"
+    ]
+
+
 def test_a_shard_that_changed_is_read_anew(tmp_path: pathlib.Path) -> None:
     shard = write(tmp_path / "s.tar", {"a.mp4": b"one"})
     assert tars.read(f"{shard}!/a.mp4", limit=9) == b"one"
