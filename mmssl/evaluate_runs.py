@@ -35,7 +35,8 @@ class Judge:
       data: another dataset than the run's (first) own.
       split: that judges; None = the config's evals.split.
       ema: the running average of the parameters.
-      protocols: names of `evaluate.PROTOCOLS`.
+      protocols: names of `evaluate.PROTOCOLS`; None = those of `evaluate.DEFAULT`,
+        without what learns where there is no training split.
 
     Raises:
       UserError: no run there; no such dataset, split or protocol.
@@ -49,15 +50,22 @@ class Judge:
         data: str | None = None,
         split: str | None = None,
         ema: bool = False,
-        protocols: Sequence[str] = evaluate.DEFAULT,
+        protocols: Sequence[str] | None = None,
     ):
         self.experiment, self._workdir = runs.open_run(workdir), workdir
         self._ema = ema
+        path = data or self.experiment.datasets[0][0]
+        wanted, self._skipped = evaluate.possible(
+            protocols,
+            data=path,
+            splits=records.read_metadata(path)["splits"],
+            train_split=evaluation.settings(self.experiment.config).train_split,
+        )
         self._evaluator = evaluation.Evaluator(
             self.experiment,
             pool,
-            path=data or self.experiment.datasets[0][0],
-            protocols=protocols,
+            path=path,
+            protocols=wanted,
             split=split,
         )
         self._random: evaluate.Arm | None = None
@@ -90,7 +98,8 @@ class Judge:
             i for e in examples for i in (e["query"], *(r["id"] for r in e["results"]))
         }
         outcomes = compare.save(judged.outcomes, ids)
-        result = judged.sections | {
+        sections = judged.sections | self._skipped
+        result = sections | {
             "protocols": judged.protocols,
             "step": int(jax.device_get(whole.step)),
             "checkpoint_sha256": runs.content_hash(whole),

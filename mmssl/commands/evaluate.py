@@ -52,7 +52,8 @@ def add(subparsers: Any) -> None:
         "--protocols",
         metavar="NAME,...",
         help="retrieval, zero_shot, probe, knn, svm, low_rank, fractions, multilabel; "
-        "default: retrieval,zero_shot,probe,knn",
+        "default: retrieval,zero_shot,probe,knn, without probe and knn where there is "
+        "no training split",
     )
     parser.add_argument(
         "--ema",
@@ -80,7 +81,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
             )
         print(compared(evaluate_runs.compare_runs(arguments.compare)))
         return
-    options["protocols"] = room.DEFAULT
+    options["protocols"] = None
     if arguments.protocols:
         names = arguments.protocols.split(",")
         options["protocols"] = room.check_protocols(names, "--protocols")
@@ -99,6 +100,9 @@ def _show(result: dict[str, Any], workdir: str) -> None:
     from mmssl.workdir import EVAL
 
     print(evaluated(room.table_rows(result)))
+    for name in room.PROTOCOLS:
+        if reason := result.get(name, {}).get("skipped"):
+            print(f"\n{name}: skipped: {reason}")
     if found := result["coverage"]:
         print(f"\nclips found of the published set: {manifest.coverage(found)}")
     print(

@@ -215,6 +215,35 @@ def check_protocols(names: Iterable[str], where: str) -> tuple[str, ...]:
     return tuple(name for name in PROTOCOLS if name in wanted)
 
 
+def possible(
+    names: Iterable[str] | None, *, data: str, splits: Iterable[str], train_split: str
+) -> tuple[tuple[str, ...], dict[str, dict[str, str]]]:
+    """The protocols that a dataset allows, and sections of the others.
+
+    Args:
+      names: of protocols; None = those of `DEFAULT` that need no split it lacks.
+      data: the dataset.
+      splits: that it has.
+      train_split: that classifiers learn from; a slice of one, too.
+
+    Raises:
+      UserError: no such protocol; a named one learns from a split that is not there.
+    """
+    wanted = check_protocols(DEFAULT if names is None else names, "--protocols")
+    if train_split.split("[")[0] in splits:
+        return wanted, {}
+    learning = [name for name in wanted if PROTOCOLS[name].learns]
+    others = [name for name, protocol in PROTOCOLS.items() if not protocol.learns]
+    if learning and names is not None:
+        raise UserError(
+            f"--protocols {','.join(learning)} learns from the split {train_split!r}, "
+            f"and {data} has {sorted(splits)}: name {' or '.join(others)} alone, or "
+            "give --data a dataset with that split"
+        )
+    skipped = {name: {"skipped": f"no split {train_split!r}"} for name in learning}
+    return tuple(name for name in wanted if name not in skipped), skipped
+
+
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
     """What an evaluation found.

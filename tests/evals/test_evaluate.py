@@ -16,6 +16,7 @@ from mmssl.evals.evaluate import (
     check_protocols,
     evaluate,
     metrics,
+    possible,
     summary,
     table_rows,
 )
@@ -255,6 +256,20 @@ def test_what_is_mistyped_is_named():
     assert check_protocols(["knn", "retrieval"], "") == ("retrieval", "knn")
     with pytest.raises(ValueError, match="prompts"):
         Options(prompts=("no place",))
+
+
+def test_a_dataset_without_a_training_split():
+    told = {"data": "D", "splits": {"test": {}}, "train_split": "train[:10%]"}
+    run, skipped = possible(None, **told)
+    assert run == ("retrieval", "zero_shot")
+    reason = {"skipped": "no split 'train[:10%]'"}
+    assert skipped == {"probe": reason, "knn": reason}
+    assert table_rows(skipped) == []
+    assert possible(("retrieval",), **told) == (("retrieval",), {})
+    with pytest.raises(UserError, match=r"knn,svm learns from .* D has \['test'\]"):
+        possible(("svm", "knn", "retrieval"), **told)
+    both = told | {"splits": {"test": {}, "train": {}}}
+    assert possible(None, **both) == (("retrieval", "zero_shot", "probe", "knn"), {})
 
 
 def test_arms_of_different_clips_are_refused():
