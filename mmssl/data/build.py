@@ -177,8 +177,9 @@ def _finish(
     facts = dataclasses.asdict(report)
     stores.write(root / records.REPORT_FILE, json.dumps(facts, indent=2) + "\n")
     stores.write(root / records.METADATA_FILE, json.dumps(metadata, indent=2) + "\n")
+    leavings = (stores.PARTIAL, shards.PLAN_FILE, shards.TASKS_FILE, shards.DATASET)
     for name in stores.names(root) - metadata["files"].keys():
-        if name.startswith((stores.PARTIAL, shards.PLAN_FILE, shards.DATASET)):
+        if name.startswith(leavings):
             stores.remove(root / name)
     for name in stores.names(root / records.OUTCOMES) - set(outcomes):
         stores.remove(root / records.OUTCOMES / name)

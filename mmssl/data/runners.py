@@ -148,6 +148,10 @@ def _follow(driver: int) -> None:
     threading.Thread(target=look, daemon=True).start()
 
 
+def _tasks(_: Any, *, root: str) -> Iterator[shards.Task]:
+    return shards.read_tasks(stores.place(root))
+
+
 def _write(
     task: shards.Task,
     *,
@@ -195,14 +199,18 @@ def _on_beam(
 ) -> None:
     """A pipeline whose elements are tasks; the shards never pass through it.
 
+    It reads the tasks from a file, as they are not to be a part of its own description:
+    Dataflow takes 10 MB of that.
+
     Args:
       decoders: decoding processes of each Beam process.
     """
     import apache_beam as beam
 
+    name = stores.absolute(root)
     write = functools.partial(
         _write,
-        root=stores.absolute(root),
+        root=name,
         settings=settings,
         decoders=decoders,
         driver=os.getpid() if runner == LOCAL else None,
@@ -211,10 +219,12 @@ def _on_beam(
         pipeline = beam.Pipeline(runner=runner, options=options)
     except (ValueError, ImportError) as e:
         raise UserError(f"--runner {runner}: {e}") from e
+    shards.write_tasks(root, tasks)
     with _watched(root, tasks, count), pipeline:
         _ = (
             pipeline
-            | "Tasks" >> beam.Create(tasks)
+            | beam.Impulse()
+            | "Tasks" >> beam.FlatMap(functools.partial(_tasks, root=name))
             | "Spread" >> beam.Reshuffle()
             | "Write shards" >> beam.Map(write)
         )

@@ -4,7 +4,8 @@ Rows go into shards by the hash of their id, so a shard's content depends on its
 and the settings alone: not on the runner, the number of workers, or an interruption.
 Its outcomes file is written after it and carries the hash of rows and settings in its
 name: where that file is, nothing is left to do. The tasks share one plan, a file with
-the rows of all shards, and pass nothing else to each other.
+the rows of all shards, and pass nothing else to each other; on a cluster a second file
+has the tasks themselves.
 """
 
 import dataclasses
@@ -28,6 +29,8 @@ DATASET = "mmssl_clips"
 """The dataset's name for TFDS; names of shards begin with it."""
 
 PLAN_FILE = "plan.jsonl"
+
+TASKS_FILE = "plan-tasks.jsonl"
 
 _READERS = 16
 
@@ -146,6 +149,19 @@ def left(root: stores.Path, tasks: Iterable[Task]) -> list[Task]:
     """Those that no build has done."""
     there = stores.names(root / records.OUTCOMES)
     return [task for task in tasks if task.outcome not in there]
+
+
+def write_tasks(root: stores.Path, tasks: Iterable[Task]) -> None:
+    """Writes them for `read_tasks`, which another machine may call."""
+    with stores.new_file(root / TASKS_FILE) as path, path.open("w") as file:
+        file.writelines(json.dumps(vars(task)) + "\n" for task in tasks)
+
+
+def read_tasks(root: stores.Path) -> Iterator[Task]:
+    """What `write_tasks` wrote."""
+    with (root / TASKS_FILE).open() as file:
+        for line in file:
+            yield Task(**json.loads(line))
 
 
 def _free(taken: set[int]) -> Iterator[int]:

@@ -1,5 +1,6 @@
 """Builds on Apache Beam, with real worker processes, killed and done again."""
 
+import hashlib
 import importlib.util
 import json
 import pathlib
@@ -7,10 +8,11 @@ import subprocess
 import sys
 import time
 from typing import Any
+from unittest import mock
 
 import pytest
 
-from mmssl.data import build, records, runners
+from mmssl.data import build, records, runners, shards
 from mmssl.errors import UserError
 from tests.conftest import ROOT
 from tests.data.test_build_again import content
@@ -89,6 +91,32 @@ def test_a_local_worker_ends_with_its_driver() -> None:
     driver.wait()
     assert worker.wait(timeout=60) == 1
     worker.stdout.close()
+
+
+def test_a_pipeline_of_many_shards_is_small(tmp_path, monkeypatch) -> None:
+    import apache_beam as beam
+
+    made = []
+    monkeypatch.setattr(
+        beam.Pipeline,
+        "run",
+        lambda pipeline: made.append(pipeline.to_runner_api()) or mock.Mock(),
+    )
+    keys = [hashlib.sha256(b"%d" % i).hexdigest() for i in range(5000)]
+    tasks = [shards.Task("train", i, k, i, i + 1, 1) for i, k in enumerate(keys)]
+    (tmp_path / records.OUTCOMES).mkdir()
+    runners.run(
+        tmp_path,
+        tasks,
+        settings=shards.Settings(()),
+        runner="DirectRunner",
+        options=runners.options("DirectRunner", 2, []),
+        workers=2,
+        pool=None,
+        count=lambda rows: None,
+    )
+    assert len(made[0].SerializeToString()) < 50_000
+    assert list(shards.read_tasks(tmp_path)) == tasks
 
 
 def test_options_reach_the_runner() -> None:
