@@ -198,6 +198,10 @@ def _row(fields: _Fields, source: stores.Path, where: str, checks: _Checks) -> R
         remedy = "name the row: only a row with media has a default id"
         raise fields.error("id", "an id", "none", remedy)
     checks.id(id, where)
+    try:
+        path = stores.beside(source, media) if media else None
+    except UserError as e:
+        raise UserError(f"{fields.at}, field 'media': {e}") from e
     labels = {}
     for column, value in fields.mapping("labels", "{column: class}").items():
         if (name := _label(fields, column, value)) is not None:
@@ -206,7 +210,7 @@ def _row(fields: _Fields, source: stores.Path, where: str, checks: _Checks) -> R
     return Row(
         id=id,
         media=media,
-        path=stores.beside(source, media) if media else None,
+        path=path,
         segments=segments,
         words=words,
         labels=labels,

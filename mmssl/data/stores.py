@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 
+import fsspec
 import fsspec.config
 from etils import epath
 
@@ -48,24 +49,36 @@ def place(path: str | os.PathLike[str]) -> Path:
     """
     if not is_url(path):
         return pathlib.Path(path)
-    scheme = os.fspath(path).partition("://")[0]
+    if reason := _unreachable(os.fspath(path).partition("://")[0]):
+        raise UserError(f"{path}: {reason}")
+    return epath.Path(path)
+
+
+def _unreachable(scheme: str) -> str:
+    """Why no URL of a scheme can be read; "" where they can."""
     if scheme not in _DRIVERS:
         known = ", ".join(f"{name}://" for name in _DRIVERS)
-        raise UserError(f"{path}: unknown storage {scheme!r}; expected one of {known}")
-    found = epath.Path(path)
-    try:
-        found.exists()
+        return (
+            f"unknown storage {scheme!r}; expected one of {known}, or a path on this "
+            "machine: download it first"
+        )
+    try:  # what is installed is loaded once
+        fsspec.get_filesystem_class(scheme)
     except ImportError as e:
-        raise UserError(
-            f"{path}: needs a package that is not installed ({e}); run "
+        return (
+            f"needs a package that is not installed ({e}); run "
             f"`pip install {_DRIVERS[scheme]}`"
-        ) from e
-    return found
+        )
+    return ""
 
 
 def beside(file: Path, name: str) -> Path:
-    """What `file` means by `name`: a URL, or a path from the folder it lies in."""
-    return epath.Path(name) if is_url(name) else file.parent / name
+    """What `file` means by `name`: a URL, or a path from the folder it lies in.
+
+    Raises:
+      UserError: as `place`.
+    """
+    return place(name) if is_url(name) else file.parent / name
 
 
 def absolute(path: Path) -> str:

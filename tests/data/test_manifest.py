@@ -122,6 +122,27 @@ def test_errors(tmp_path, rows, message):
         manifest.read_manifest(write(tmp_path, *rows))
 
 
+@pytest.mark.parametrize(
+    ("media", "message"),
+    [
+        ("http://host/a.mp4", "unknown storage 'http'.*download it first"),
+        ("file:///a.mp4", "unknown storage 'file'; expected one of gs://, s3://"),
+        ("ftp://host/a.mp4", "unknown storage 'ftp'"),
+        ("s3://bucket/a.mp4", "pip install s3fs"),
+    ],
+)
+def test_media_in_a_storage_that_cannot_be_read(
+    tmp_path, monkeypatch, media: str, message: str
+):
+    def missing(name: str) -> None:
+        raise ImportError(f"Install what reads {name}")
+
+    monkeypatch.setattr("fsspec.get_filesystem_class", missing)
+    path = write(tmp_path, {"id": "a", "text": "x"}, {"media": media})
+    with pytest.raises(UserError, match=f"line 2, field 'media': {media}: .*{message}"):
+        manifest.read_manifest(path)
+
+
 def test_missing_manifest_and_folder(tmp_path):
     with pytest.raises(UserError, match=r"found nothing; write one JSON"):
         manifest.read_manifest(tmp_path / "no.jsonl")
