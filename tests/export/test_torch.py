@@ -20,6 +20,7 @@ from mmssl.export import program as programs
 from tests.export import exports
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+safetensors_torch = pytest.importorskip("safetensors.torch")
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
@@ -77,6 +78,27 @@ def test_its_own_check_finds_no_difference(folder: pathlib.Path) -> None:
         ].keys()
     )
     assert max(far.values()) < 1e-5
+
+
+@pytest.mark.parametrize("wrong", [3.0, float("nan")])
+def test_its_own_check_fails(
+    wrong: float,
+    written: Callable[[str], pathlib.Path],
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(written("specific"), tmp_path / "e")
+    module = reference(tmp_path / "e")
+    module.check(tmp_path / "e")
+    path = tmp_path / "e" / "forward.safetensors"
+    expected = module.load_file(path)
+    expected["video/va"] = wrong * expected["video/va"]
+    path.write_bytes(safetensors_torch.save(expected))
+    with pytest.raises(SystemExit) as stopped:
+        module.check(tmp_path / "e")
+    # A message as its argument is printed, and the exit code 1.
+    assert str(stopped.value) == "not the exporter's, tolerance 0.02: video/va"
+    assert "video/pooled" in capsys.readouterr().out
 
 
 def test_the_calls_of_its_text(written: Callable[[str], pathlib.Path]) -> None:

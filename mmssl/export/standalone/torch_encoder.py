@@ -17,7 +17,8 @@ n, counted from 0, has id n + 2, and unknown words have 1.
 
     python torch_encoder.py
 
-compares this file with what the exporter computed, on the input of forward.safetensors.
+compares this file with what the exporter computed, on the input of forward.safetensors;
+exit code 1 beyond the tolerance in manifest.json.
 """
 
 import hashlib
@@ -476,7 +477,18 @@ def differences(folder):
     return far
 
 
-if __name__ == "__main__":
-    here = pathlib.Path(__file__).resolve().parent
-    for output, gap in differences(sys.argv[1] if sys.argv[1:] else here).items():
+def check(folder):
+    """Prints the distances; an exit with the outputs beyond the tolerance."""
+    manifest = json.loads((pathlib.Path(folder) / "manifest.json").read_text())
+    tolerance = manifest["forward"]["tolerance"]
+    far = differences(folder)
+    for output, gap in far.items():
         print(f"{output:24} {gap:.1e}")
+    # NaN is beyond: it is not at most anything.
+    beyond = [output for output, gap in far.items() if not gap <= tolerance]
+    if beyond:
+        sys.exit(f"not the exporter's, tolerance {tolerance}: {', '.join(beyond)}")
+
+
+if __name__ == "__main__":
+    check(sys.argv[1] if sys.argv[1:] else pathlib.Path(__file__).resolve().parent)
