@@ -18,7 +18,7 @@ FAULTS: dict[str, str] = {
     "too_long": "longer than the limits allow",
     "timeout": "took longer than the limits allow; the worker was killed",
     "memory": "needed more memory than the limits allow",
-    "crash": "the decoder process died",
+    "crash": "the decoder died, or failed with an error of no other class",
 }
 """Fault class to meaning. Every `MediaFault` carries one of these classes."""
 

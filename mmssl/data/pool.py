@@ -79,7 +79,8 @@ class _Worker:
         if "fault" in reply:
             raise MediaFault(*reply["fault"])
         if "error" in reply:
-            raise RuntimeError(f"decode worker: {reply['error']}")
+            self.stop()  # what it was in the middle of is not known
+            raise MediaFault("crash", f"decoder error: {reply['error']}")
         return reply, data
 
     def _start(self) -> socket.socket:

@@ -17,6 +17,13 @@ KINDS = ("original", "h264", "jpeg")
 
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 
+_BOUNDS = {
+    "short_side": (16, 8192),
+    "fps": (0.1, 1000),
+    "audio_rate": (4000, 192_000),
+    "segment": (0.5, 86_400),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
@@ -55,11 +62,11 @@ class Storage:
                 f"{', '.join(given)}; choose 'h264' or 'jpeg'"
             )
         for name, value in given.items():
-            least = {"short_side": 16, "audio_rate": 4000, "segment": 0.5}.get(
-                name, 0.1
-            )
-            if value < least:
-                raise UserError(f"storage {name}: at least {least:g}, found {value:g}")
+            least, most = _BOUNDS[name]
+            if not least <= value <= most:  # NaN is not, either
+                raise UserError(
+                    f"storage {name}: expected {least} to {most}, found {value:g}"
+                )
         odd = self.audio_rate is not None and self.audio_rate not in AAC_RATES
         if self.kind == "h264" and odd:
             rates = ", ".join(map(str, AAC_RATES))

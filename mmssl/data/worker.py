@@ -95,7 +95,7 @@ def serve(sock: socket.socket, limits: Limits) -> None:
             reply = {"fault": ["memory", str(error)[:500]]}
         except (av.error.FFmpegError, ArithmeticError) as error:
             reply = {"fault": ["corrupt", f"{type(error).__name__}: {error}"[:500]]}
-        except Exception as error:  # the parent raises it: a bug, not the media's fault
+        except Exception as error:  # a bug, which must not end a build of days
             reply = {"error": f"{type(error).__name__}: {error}"[:2000]}
         del body
         try:

@@ -124,6 +124,14 @@ def test_a_worker_that_needs_too_much_memory_costs_one_item() -> None:
         assert pool.probe(big).video is not None
 
 
+def test_an_error_in_a_worker_costs_one_item() -> None:
+    with DecodePool(1) as pool:
+        with pytest.raises(MediaFault, match=r"crash .*decoder error: KeyError") as e:
+            pool._call(GOOD, {"op": "clip", "request": {}}, 10.0)
+        assert e.value.fault_class == "crash"
+        assert_works(pool)
+
+
 def test_workers_do_not_outlive_their_parent(slow: str) -> None:
     code = (
         "import threading, sys, time\n"

@@ -319,7 +319,12 @@ def test_texts_go_where_they_are_said() -> None:
     [
         ({"kind": "h265"}, "expected one of original, h264, jpeg"),
         ({"fps": 10}, "choose 'h264' or 'jpeg'"),
-        ({"kind": "h264", "segment": 0.1}, "segment: at least 0.5"),
+        ({"kind": "h264", "segment": 0.1}, "segment: expected 0.5 to 86400, found 0.1"),
+        ({"kind": "h264", "segment": float("nan")}, "segment: .* found nan"),
+        ({"kind": "h264", "segment": float("inf")}, "segment: .* found inf"),
+        ({"kind": "jpeg", "fps": float("nan")}, "fps: expected 0.1 to 1000, found nan"),
+        ({"kind": "jpeg", "fps": 1e9}, "fps: .* found 1e\\+09"),
+        ({"kind": "jpeg", "short_side": 10**6}, "short_side: .* 8192"),
         ({"kind": "h264", "audio_rate": 13000}, "AAC has"),
     ],
 )
