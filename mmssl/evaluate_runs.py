@@ -85,9 +85,13 @@ class Judge:
         if self._random is None:
             states["random"] = experiment.init_state()
         arms = found.arms(states)
-        self._random = arms.pop("random", self._random)
+        if found.outages and "random" not in states:
+            # Both arms are judged on the same clips.
+            arms = found.arms(states | {"random": experiment.init_state()})
+        random = arms.pop("random", self._random)
+        self._random = None if found.outages else random
         trained = arms["trained"]
-        judged = found.judge(trained, self._random)
+        judged = found.judge(trained, random)
         ids = trained.test.ids  # in the order of the split's rows
         ranks = {
             name.removeprefix("retrieval/"): outcome.values
@@ -110,6 +114,7 @@ class Judge:
             "split": found.split,
             "train_split": found.settings.train_split,
             "windows": found.settings.windows,
+            "faults": found.faults,
             "coverage": records.coverage(found.path, found.split),
             "outcomes_sha256": hashlib.sha256(outcomes).hexdigest(),
             "examples": examples,

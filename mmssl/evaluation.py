@@ -6,6 +6,7 @@ process 0 computes.
 
 import dataclasses
 import functools
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -30,6 +31,9 @@ from mmssl.train.state import TrainState
 from mmssl.types import RawBatch
 
 T = TypeVar("T")
+
+OUTAGES = ("read", "timeout", "memory", "crash")
+"""Faults that say more of storage and of the machine than of the file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +122,10 @@ class Evaluator:
       split: that judges; None = the config's.
       clips: of a split at most; None = all.
 
+    Attributes:
+      faults: split -> fault class -> samples, of the last `arms`.
+      outages: whether any of those are `OUTAGES`.
+
     Raises:
       UserError: no such protocol, dataset or split.
     """
@@ -142,6 +150,11 @@ class Evaluator:
             sources.open_dataset(path, part)
         self._experiment, self._pool, self._clips = experiment, pool, clips
         self._embed = make_embed(experiment)
+        self.faults: dict[str, dict[str, int]] = {}
+
+    @property
+    def outages(self) -> bool:
+        return any(name in OUTAGES for met in self.faults.values() for name in met)
 
     @property
     def splits(self) -> list[str]:
@@ -157,7 +170,8 @@ class Evaluator:
         All processes call it together; where one fails, all do.
 
         Raises:
-          UserError: see `embeddings.embed`; storage or a decoder failed.
+          UserError: see `embeddings.embed`; storage cannot be opened; `OUTAGES` took
+            more than data.max_fault_fraction of the samples of a split.
           StoppedError: `told`, which is asked before every batch, named a signal.
         """
         fns = {n: functools.partial(self._embed, state) for n, state in states.items()}
@@ -182,7 +196,7 @@ class Evaluator:
     def _embedded(
         self, split: str, fns: Mapping[str, embeddings.EmbedFn], told: Told
     ) -> dict[str, embeddings.Embeddings]:
-        batches = agreed(
+        batches = distributed.agreed(
             lambda: streams.eval_pipeline(
                 self._experiment,
                 self._pool,
@@ -195,9 +209,25 @@ class Evaluator:
         )
         whole = whole_batch(self._experiment.mesh)
         try:
-            return embeddings.embed(until_told(batches, told), fns, whole=whole)
+            found = embeddings.embed(until_told(batches, told), fns, whole=whole)
         finally:
             batches.close()
+        self.faults[split] = dict(streams.faults(batches)[0].counts)
+        self._check_outages(split, batches.samples or 0)
+        return found
+
+    def _check_outages(self, split: str, samples: int) -> None:
+        # Of a smaller gallery every rank is better: nobody may choose by that.
+        lost = {n: x for n, x in self.faults[split].items() if n in OUTAGES}
+        most = self._experiment.config["data"].get("max_fault_fraction", 0.1)
+        if sum(lost.values()) > most * samples:
+            raise UserError(
+                f"eval: of {samples} samples of split {split!r} of {self.path}, "
+                f"{sum(lost.values())} were lost to storage or decoders ({lost}), more "
+                f"than data.max_fault_fraction={most:g}: what is left is not the same "
+                "test; evaluate again where storage is well and decoders have time "
+                "(data.limits), or look with `mmssl data validate`"
+            )
 
     def _prompts(
         self, state: TrainState, test: embeddings.Embeddings
@@ -245,44 +275,18 @@ def _host(media: Any, present: Any, example_id: Any) -> RawBatch:
     return RawBatch(media=media, present=present, example_id=example_id)
 
 
-def agreed(ask: Callable[[], T]) -> T:
-    """`ask()`; where it fails in one process, all fail, and none waits for it.
-
-    Raises:
-      UserError: bad input, or a disk, in another process; in it its own error.
-      RuntimeError: another process failed otherwise.
-    """
-    answer: Any = None
-    failure: Exception | None = None
-    try:
-        answer = ask()
-    except Exception as error:
-        failure = error
-    mild = isinstance(failure, (UserError, OSError))
-    said = distributed.gather([mild, str(failure)] if failure else None)
-    if failure is not None:
-        # Where another one met a bug, all must end.
-        if mild and not all(entry[0] for entry in said if entry):
-            raise RuntimeError("another process failed: see its message") from failure
-        raise failure
-    failures = [(i, *entry) for i, entry in enumerate(said) if entry]
-    for i, mild, message in sorted(failures, key=lambda found: found[1]):
-        raise (UserError if mild else RuntimeError)(f"process {i}: {message}")
-    return answer
-
-
 def until_told(batches: Iterable[T], told: Told) -> Iterator[T]:
     """The batches, as long as every process has its own and nobody is to stop.
 
     Raises:
       StoppedError: `told` named a signal.
-      UserError: as `agreed`.
+      UserError: as `distributed.agreed`.
     """
     rows = iter(batches)
     while True:
         if told():
             raise StoppedError
-        batch = agreed(lambda: next(rows, None))
+        batch = distributed.agreed(lambda: next(rows, None))
         if batch is None:
             return
         yield batch
@@ -315,6 +319,18 @@ def whole_batch(
         return pipeline.HostBatch(raw, list(facts))
 
     return whole
+
+
+def metrics(
+    sections: Mapping[str, Any], faults: Mapping[str, Mapping[str, int]]
+) -> dict[str, float]:
+    """For a log: of the protocols, and `eval/faults/SPLIT/CLASS`."""
+    lost = {
+        f"eval/faults/{re.sub(r'[^-.0-9A-Za-z_]', '_', split)}/{name}": float(count)
+        for split, met in faults.items()
+        for name, count in met.items()
+    }
+    return evaluate.metrics(sections) | lost
 
 
 def hook(
@@ -352,14 +368,16 @@ def hook(
     def run(step: int, state: TrainState, told: Told) -> dict[str, float]:
         begin = time.perf_counter()
         arm = evaluator.arms({"trained": state}, told)["trained"]
-        mine = agreed(
+        mine = distributed.agreed(
             lambda: evaluator.judge(arm).sections if distributed.first() else {}
         )
         sections = distributed.from_first(lambda: mine)
         seconds = round(time.perf_counter() - begin, 3)
-        said = evaluate.summary(sections)
-        events.write("eval", step=step, seconds=seconds, message=said)
+        said, faults = evaluate.summary(sections), evaluator.faults
+        judged = {f"{r.section} {r.case}": r.n for r in evaluate.table_rows(sections)}
+        told_of = {"n": judged, "faults": faults, "message": said}
+        events.write("eval", step=step, seconds=seconds, **told_of)
         view.note(f"step {step}: evaluated in {seconds:.1f} s: {said}")
-        return evaluate.metrics(sections)
+        return metrics(sections, faults)
 
     return Hook(every=found.every, run=run)

@@ -14,14 +14,18 @@ from mmssl import checkpoints, cli, evaluate_runs, evaluation, rng, runs, stream
 from mmssl import config as config_lib
 from mmssl.data import build, demo, device, tokenizer
 from mmssl.data.pipeline import FaultsMet
+from mmssl.data.sources import ReadError, RecordSource, open_dataset
 from mmssl.errors import UserError
 from mmssl.evals import compare, retrieval
 from mmssl.experiment import Experiment
 from mmssl.gradients import cotangents as ct
 from mmssl.parallel import mesh as mesh_lib
+from mmssl.train import metrics
 from mmssl.train.checkpoint import Checkpointer
+from mmssl.train.hooks import StoppedError
 from mmssl.train.state import TrainState
 from tests.conftest import ROOT
+from tests.train import toy_run
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -278,6 +282,39 @@ def test_evaluations_inside_training_change_nothing(trained, load, tmp_path):
     assert [e["step"] for e in events] == [4, 6]
     last = json.loads((judged / "metrics.jsonl").read_text().splitlines()[-2])
     assert last["goodput/eval"] > 0
+
+
+def test_an_evaluation_that_lost_clips_to_an_outage_is_none(
+    load, tmp_path, monkeypatch
+):
+    plain = RecordSource.__getitem__
+
+    def fails(self, index):
+        if index < lost:
+            raise ReadError("storage is away")
+        return plain(self, index)
+
+    monkeypatch.setattr(RecordSource, "__getitem__", fails)
+    on = ("--config.evals.every=6", "--config.data.max_fault_fraction=0.5")
+    experiment, quiet = Experiment(load(*on)), toy_run.Quiet()
+    state, log = experiment.init_state(), metrics.EventLog(tmp_path / "events.jsonl")
+    clips = len(open_dataset(experiment.datasets[0][0], "test"))
+    with streams.open_pool(experiment) as pool:
+        judging = evaluation.hook(experiment, pool, log, quiet)
+        lost = clips - 1
+        with pytest.raises(UserError, match=f"{lost} were lost .*'read': {lost}"):
+            judging.run(6, state, lambda: None)
+        assert not (tmp_path / "events.jsonl").exists()
+        lost = 1
+        row = judging.run(6, state, lambda: None)
+        with pytest.raises(StoppedError):
+            judging.run(6, state, lambda: "SIGTERM")
+    log.close()
+    assert row["eval/faults/test/read"] == 1
+    assert 0 < row["eval/retrieval/video-audio/n"] < clips
+    (told,) = map(json.loads, (tmp_path / "events.jsonl").read_text().splitlines())
+    assert told["faults"] == {"test": {"read": 1}}
+    assert told["n"]["retrieval video->audio"] == row["eval/retrieval/video-audio/n"]
 
 
 def test_what_evaluations_inside_training_lack_is_told(load):

@@ -193,6 +193,11 @@ class Pipeline:
             self._total = len(self._order) * view.windows
 
     @property
+    def samples(self) -> int | None:
+        """Samples of one pass, over all processes; None: endless."""
+        return self._total
+
+    @property
     def steps(self) -> int | None:
         """Batches in one pass; None: endless."""
         return None if self._total is None else -(-self._total // self.batch)

@@ -331,12 +331,13 @@ def table_rows(result: Mapping[str, Any]) -> list[Row]:
 def metrics(sections: Mapping[str, Any]) -> dict[str, float]:
     """The trained arm's numbers for a log: `eval/retrieval/video-audio/R1`.
 
+    With the clips that were judged, `eval/retrieval/video-audio/n`.
     Of letters, digits, `_`, `-`, `.` and `/` alone, which every tracker takes.
     """
-    names = {
-        f"eval/{row.section}/{row.case}/{row.metric}": row.trained
-        for row in table_rows(sections)
-    }
+    names = {}
+    for row in table_rows(sections):
+        names[f"eval/{row.section}/{row.case}/{row.metric}"] = row.trained
+        names[f"eval/{row.section}/{row.case}/n"] = float(row.n)
     plain = {"->": "-", " ": "/", "@": "", "%": "pct"}
     for old, new in plain.items():
         names = {name.replace(old, new): value for name, value in names.items()}

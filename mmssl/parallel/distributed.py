@@ -220,6 +220,32 @@ def gather(value: Any) -> list[Any]:
     return [json.loads(bytes(row[:size])) for row, size in zip(found, sizes)]
 
 
+def agreed(ask: Callable[[], T]) -> T:
+    """`ask()`; where it fails in one process, all fail, and none waits for it.
+
+    Raises:
+      UserError: bad input, or a disk, in another process; in it its own error.
+      RuntimeError: another process failed otherwise.
+    """
+    answer: Any = None
+    failure: Exception | None = None
+    try:
+        answer = ask()
+    except Exception as error:
+        failure = error
+    mild = isinstance(failure, (UserError, OSError))
+    said = gather([mild, str(failure)] if failure else None)
+    if failure is not None:
+        # Where another one met a bug, all must end.
+        if mild and not all(entry[0] for entry in said if entry):
+            raise RuntimeError("another process failed: see its message") from failure
+        raise failure
+    failures = [(i, *entry) for i, entry in enumerate(said) if entry]
+    for i, mild, message in sorted(failures, key=lambda found: found[1]):
+        raise (UserError if mild else RuntimeError)(f"process {i}: {message}")
+    return answer
+
+
 def fetch(x: jax.Array) -> np.ndarray:
     """A global array on the host, whole. All processes call it together."""
     if x.is_fully_addressable or x.is_fully_replicated:

@@ -142,7 +142,9 @@ def test_json_and_rows(result):
 
 def test_numbers_for_a_log_have_names_that_every_tracker_takes(result):
     found = metrics(result)
-    assert len(found) == len(table_rows(result))
+    cases = {(row.section, row.case) for row in table_rows(result)}
+    assert len(found) == len(table_rows(result)) + len(cases)
+    assert found["eval/probe/video/digit/n"] == 37
     assert (
         found["eval/probe/video/digit/accuracy"]
         == (result["probe"]["video"]["digit"]["trained"]["accuracy"])
