@@ -8,6 +8,7 @@ import functools
 import hashlib
 import inspect
 import json
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -74,6 +75,13 @@ class Experiment:
         for path in tried:
             if path.is_file():
                 return path
+        key, where = ("data.tokenizer", tried[0]) if named else ("data.path", folder)
+        if not where.is_absolute() and not where.exists():
+            raise UserError(
+                f"no tokenizer: {key} is {str(where)!r}, which is relative, and "
+                f"{pathlib.Path.cwd()} has none: run from the folder where the run was "
+                "trained, or train with an absolute path"
+            )
         raise UserError(
             f"no tokenizer at {' or '.join(map(str, tried))}: train one with "
             f"`mmssl data tokenizer --data {folder}`, or set data.tokenizer"

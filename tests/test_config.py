@@ -215,6 +215,24 @@ def test_the_recipe_is_vatt_with_another_harmonizer():
         harmonizer(recipe="demo.py:cmgh")
 
 
+def test_a_relative_path_from_another_folder_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    demo = str(ROOT / "configs" / "demo.py")
+
+    def told(key, value):
+        config = config_lib.load(demo, ["--config.data.path=d", f"--config.{key}"])
+        with pytest.raises(UserError, match=value) as caught:
+            assert Experiment(config).tokenizer_path
+        return str(caught.value)
+
+    for key, value in (("data.path=w/data", "w/data"), ("data.tokenizer=t.txt", "t")):
+        message = told(key, f"{key.split('=')[0]} is '{value}.*relative")
+        assert "folder where the run was trained" in message
+        assert "mmssl data tokenizer" not in message
+    (tmp_path / "w" / "data").mkdir(parents=True)
+    assert "mmssl data tokenizer --data w/data" in told("data.path=w/data", "train one")
+
+
 def test_compared_parameters_are_counted():
     def count(*overrides):
         items = [f"--config.harmonizer.{item}" for item in overrides]
