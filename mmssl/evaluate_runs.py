@@ -15,8 +15,9 @@ from mmssl import evaluation, files, runs, streams
 from mmssl import workdir as workdir_lib
 from mmssl.data import records
 from mmssl.data.pool import DecodePool
-from mmssl.errors import UserError
+from mmssl.errors import AgainError, UserError
 from mmssl.evals import compare, evaluate, retrieval
+from mmssl.train import heartbeat, integrity
 from mmssl.train.checkpoint import Checkpointer
 from mmssl.train.metrics import JsonlWriter
 
@@ -69,6 +70,15 @@ class Judge:
             split=split,
         )
         self._random: evaluate.Arm | None = None
+        told = evaluate.told(wanted, self._evaluator.settings.options)
+        self.settings = {
+            "protocols": json.loads(json.dumps(told)),
+            "ema": ema,
+            "fingerprint": streams.fingerprint(path),
+            "split": self._evaluator.split,
+            "train_split": self._evaluator.settings.train_split,
+            "windows": self._evaluator.settings.windows,
+        }
 
     def __call__(self, step: int | None = None) -> dict[str, Any]:
         """Evaluates a checkpoint, None = the newest; writes eval.json and eval.npz.
@@ -115,7 +125,7 @@ class Judge:
             "train_split": found.settings.train_split,
             "windows": found.settings.windows,
             "faults": found.faults,
-            "coverage": records.coverage(found.path, found.split),
+            "coverage": _coverage(found.path, found.split),
             "outcomes_sha256": hashlib.sha256(outcomes).hexdigest(),
             "examples": examples,
             "rows": {id: row for row, id in enumerate(ids) if id in shown},
@@ -126,6 +136,13 @@ class Judge:
         return result
 
 
+def _coverage(path: str, split: str) -> dict[str, Any] | None:
+    """Of the split that a slice such as `test[:10%]` is of; then with `slice`."""
+    name = split.split("[")[0]
+    found = records.coverage(path, name)
+    return found and (found if name == split else {**found, "slice": split})
+
+
 def evaluate_run(workdir: str, **options: Any) -> dict[str, Any]:
     """Evaluates the newest checkpoint; see `Judge` for options and result."""
     with streams.open_pool(runs.open_run(workdir)) as pool:
@@ -133,22 +150,26 @@ def evaluate_run(workdir: str, **options: Any) -> dict[str, Any]:
 
 
 def watch(
-    workdir: str, *, poll: float = 10.0, **options: Any
+    workdir: str, *, poll: float = 10.0, patience: float = 600.0, **options: Any
 ) -> Iterator[dict[str, Any]]:
     """Evaluates checkpoints of a run as they come, until its last one.
 
-    Metrics of each go to eval.jsonl; what stands there already is not done again.
+    Metrics of each go to eval.jsonl, with `settings` and the hash of the checkpoint's
+    manifest, which has those of all its files. What stands there with equal ones is not
+    done again. Damaged checkpoints are passed over, with a line that says so.
 
     Args:
       workdir: of a run, which may be training.
       poll: seconds between looks.
+      patience: seconds to wait for a checkpoint of a run without a sign of life.
       **options: see `Judge`.
 
     Yields:
       The result of each, as eval.json held it.
 
     Raises:
-      UserError: as `Judge`; a checkpoint that is still there cannot be evaluated.
+      UserError: as `Judge`; a whole checkpoint that is still there cannot be evaluated.
+      AgainError: the run gave no sign of life, and no checkpoint, for `patience`.
     """
     folder = pathlib.Path(workdir)
     history = folder / HISTORY
@@ -158,38 +179,81 @@ def watch(
     ):
         judge, writer = Judge(workdir, pool, **options), JsonlWriter(history)
         last = judge.experiment.config["steps"]
+        passed: set[int] = set()
+        since = time.monotonic()
         while True:
-            done = _steps(history)
-            waiting = [step for step in checkpointer.steps() if step not in done]
-            for step in waiting:
+            waiting, done = [], _done(history, judge.settings)
+            for step in checkpointer.steps():
+                mark = _mark(checkpointer, step)
+                if step not in passed and mark not in done:
+                    waiting.append((step, mark))
+            for step, mark in waiting:
                 try:
                     result = judge(step)
                 except Exception:
-                    # Retention takes old ones away, perhaps while they are read.
-                    if step in checkpointer.steps():
+                    if step not in checkpointer.steps():
+                        # Retention takes old ones away, perhaps while they are read.
+                        said = "was removed before it was evaluated"
+                    elif damage := _damage(checkpointer, step):
+                        passed.add(step)
+                        said = f"is damaged and passed over: {damage}"
+                    else:
                         raise
-                    print(
-                        f"checkpoint {step} was removed before it was evaluated",
-                        file=sys.stderr,
-                    )
+                    print(f"checkpoint {step} {said}", file=sys.stderr)
                     continue
-                writer.write(step, evaluate.metrics(result))
+                row = {"settings": judge.settings, "manifest_sha256": mark}
+                found = evaluation.metrics(result, result.get("faults", {}))
+                writer.write(step, found | row)
                 yield result
-            if last in _steps(history):
+            if _mark(checkpointer, last) in _done(history, judge.settings):
                 writer.close()
                 return
+            if waiting or _alive(folder):
+                since = time.monotonic()
+            elif time.monotonic() - since > patience:
+                raise AgainError(
+                    f"eval --watch: {workdir} has given no checkpoint and no sign of "
+                    f"life for {patience:g} s, and ends before step {last}; continue "
+                    "it and start the watch again, which goes on where it was"
+                )
             if not waiting:
                 time.sleep(poll)
 
 
-def _steps(history: pathlib.Path) -> set[int]:
-    """Those that a watch has evaluated."""
+def _mark(checkpointer: Checkpointer, step: int) -> str:
+    """A hash of a checkpoint's manifest; "" where that is gone or damaged."""
+    try:
+        found = json.dumps(checkpointer.manifest(step), sort_keys=True)
+    except integrity.DamagedError:
+        return ""
+    return hashlib.sha256(found.encode()).hexdigest()
+
+
+def _damage(checkpointer: Checkpointer, step: int) -> str:
+    try:
+        checkpointer.verify(step)
+    except integrity.DamagedError as error:
+        return str(error)
+    return ""
+
+
+def _alive(folder: pathlib.Path) -> bool:
+    """Whether a process of the run gave a sign of life of late."""
+    count = len(list((folder / heartbeat.FOLDER).glob("process_*.json")))
+    beats = heartbeat.read_all(folder, count)
+    return any(b.stage != heartbeat.ENDED and not b.silent for b in beats)
+
+
+def _done(history: pathlib.Path, settings: Mapping[str, Any]) -> set[str]:
+    """Marks of the checkpoints that a watch has evaluated with these settings."""
     if not history.is_file():
         return set()
     found = set()
     for line in history.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            found.add(int(json.loads(line)["step"]))
+            row = json.loads(line)
+            if row["settings"] == settings:
+                found.add(row["manifest_sha256"])
         except (ValueError, KeyError, TypeError):
             continue  # cut short by a kill
     return found

@@ -3,11 +3,13 @@
 import dataclasses
 import json
 import shutil
+import time
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 import mmssl
 from mmssl import checkpoints, cli, evaluate_runs, evaluation, rng, runs, streams, trees
@@ -15,12 +17,12 @@ from mmssl import config as config_lib
 from mmssl.data import build, demo, device, tokenizer
 from mmssl.data.pipeline import FaultsMet
 from mmssl.data.sources import ReadError, RecordSource, open_dataset
-from mmssl.errors import UserError
+from mmssl.errors import AgainError, UserError
 from mmssl.evals import compare, retrieval
 from mmssl.experiment import Experiment
 from mmssl.gradients import cotangents as ct
 from mmssl.parallel import mesh as mesh_lib
-from mmssl.train import metrics
+from mmssl.train import heartbeat, integrity, metrics
 from mmssl.train.checkpoint import Checkpointer
 from mmssl.train.hooks import StoppedError
 from mmssl.train.state import TrainState
@@ -346,7 +348,7 @@ def test_a_watch_goes_from_checkpoint_to_checkpoint(trained, tmp_path, monkeypat
     assert [json.loads(line)["step"] for line in lines] == [3, 6]
     assert "eval/retrieval/audio-text/R1" in json.loads(lines[0])
     assert json.loads((workdir / "eval.json").read_text())["step"] == 6
-    assert list(evaluate_runs.watch(str(workdir))) == []
+    assert list(evaluate_runs.watch(str(workdir), protocols=("retrieval",))) == []
 
     (workdir / "eval.jsonl").unlink()
     called = []
@@ -361,10 +363,56 @@ def test_a_watch_goes_from_checkpoint_to_checkpoint(trained, tmp_path, monkeypat
     monkeypatch.setattr(evaluate_runs.Judge, "__call__", judge)
     assert [r["step"] for r in evaluate_runs.watch(str(workdir))] == [6]
     assert called == [3, 6]
+    assert list(evaluate_runs.watch(str(workdir))) == []
+    # Another evaluation, or another checkpoint of the same step, is not done.
+    knn = {"protocols": ("knn",)}
+    assert [r["step"] for r in evaluate_runs.watch(str(workdir), **knn)] == [6]
+    assert [r["step"] for r in evaluate_runs.watch(str(workdir), split="train")] == [6]
+    shutil.copytree(trained / "checkpoints" / "3", workdir / "checkpoints" / "3")
+    manifest = workdir / "checkpoints" / "3" / "manifest.json"
+    meta = json.loads(manifest.read_text())
+    shutil.rmtree(workdir / "checkpoints" / "6")
+    shutil.copytree(workdir / "checkpoints" / "3", workdir / "checkpoints" / "6")
+    meta = {k: v for k, v in meta.items() if k not in ("sha256", "files")}
+    manifest6 = workdir / "checkpoints" / "6"
+    (manifest6 / "manifest.json").unlink()
+    integrity.seal(epath.Path(manifest6), meta | {"step": 6})
+    shutil.rmtree(workdir / "checkpoints" / "3")
+    assert [r["step"] for r in evaluate_runs.watch(str(workdir), **knn)] == [6]
     (workdir / "eval.jsonl").unlink()
     monkeypatch.setattr(evaluate_runs.Judge, "__call__", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         list(evaluate_runs.watch(str(workdir)))
+
+
+def test_a_watch_of_a_dead_run_ends_and_passes_over_damage(
+    trained, tmp_path, monkeypatch, capsys
+):
+    workdir = tmp_path / "watched"
+    shutil.copytree(trained, workdir)
+    shutil.rmtree(workdir / "checkpoints" / "6")
+    array = max((workdir / "checkpoints" / "3").rglob("*"), key=lambda p: p.is_file())
+    array.write_bytes(b"other")
+    quick = {"poll": 0.01, "patience": 0.05}
+    with pytest.raises(AgainError, match="no sign of life for"):
+        list(evaluate_runs.watch(str(workdir), **quick))
+    assert "checkpoint 3 is damaged and passed over" in capsys.readouterr().err
+    now = {"process": 0, "host": "h", "pid": 1, "step": 4, "stage": "step"}
+    beat = heartbeat.Beat(**now, seconds=1.0, time=time.time(), every=9.0)
+    heartbeat.write(workdir, beat)
+    assert evaluate_runs._alive(workdir)
+    for other in ({"stage": heartbeat.ENDED}, {"time": beat.time - 99}):
+        heartbeat.write(workdir, dataclasses.replace(beat, **other))
+        assert not evaluate_runs._alive(workdir)
+
+
+def test_a_slice_has_the_coverage_of_its_split(monkeypatch):
+    told = {"dataset": {"coverage": {"test": {"found": 8, "listed": 10}}}}
+    monkeypatch.setattr(evaluate_runs.records, "read_metadata", lambda _: told)
+    whole = {"found": 8, "listed": 10}
+    assert evaluate_runs._coverage("d", "test") == whole
+    assert evaluate_runs._coverage("d", "test[:10%]") == whole | {"slice": "test[:10%]"}
+    assert evaluate_runs._coverage("d", "other[:5]") is None
 
 
 def test_runs_are_compared_by_config_and_seed(trained, tmp_path, capsys):

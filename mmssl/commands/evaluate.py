@@ -60,6 +60,13 @@ def add(subparsers: Any) -> None:
         action="store_true",
         help="the running average of the parameters, of a run that keeps one",
     )
+    parser.add_argument(
+        "--patience",
+        metavar="SECONDS",
+        type=float,
+        help="with --watch: how long to wait for a run that gives no sign of life; "
+        "default: 600",
+    )
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -73,6 +80,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
         "split": arguments.split,
         "ema": arguments.ema,
     }
+    if arguments.patience is not None and not arguments.watch:
+        raise UserError("--patience is how long --watch waits: give it with --watch W")
     if arguments.compare:
         if any(options.values()) or arguments.protocols:
             raise UserError(
@@ -87,6 +96,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
         options["protocols"] = room.check_protocols(names, "--protocols")
     compilation.keep_compiled()
     if arguments.watch:
+        if arguments.patience is not None:
+            options["patience"] = arguments.patience
         for result in evaluate_runs.watch(arguments.watch, **options):
             print(f"step {result['step']}: {room.summary(result)}", flush=True)
         print(f"evaluated to its end: {pathlib.Path(arguments.watch) / 'eval.jsonl'}")
@@ -105,6 +116,8 @@ def _show(result: dict[str, Any], workdir: str) -> None:
             print(f"\n{name}: skipped: {reason}")
     if found := result["coverage"]:
         print(f"\nclips found of the published set: {manifest.coverage(found)}")
+        if part := found.get("slice"):
+            print(f"judged: the slice {part!r} of them")
     print(
         f"\nstep {result['step']}, {result['data']}, split {result['split']!r}: "
         f"{pathlib.Path(workdir) / EVAL}\n"

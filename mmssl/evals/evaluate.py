@@ -244,6 +244,14 @@ def possible(
     return tuple(name for name in wanted if name not in skipped), skipped
 
 
+def told(names: Iterable[str], options: Options) -> dict[str, dict[str, Any]]:
+    """Name -> {"version", what it is told} of protocols."""
+    return {
+        name: {"version": PROTOCOLS[name].version, **PROTOCOLS[name].facts(options)}
+        for name in names
+    }
+
+
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
     """What an evaluation found.
@@ -286,13 +294,12 @@ def evaluate(
         if ids[0] != ids[-1]:
             raise ValueError(f"evaluate: the arms differ in the clips of {name!r}")
     options = options or Options()
-    found = Evaluation({}, {}, {})
-    for name in check_protocols(protocols, "evaluate"):
+    wanted = check_protocols(protocols, "evaluate")
+    found = Evaluation({}, told(wanted, options), {})
+    for name in wanted:
         protocol = PROTOCOLS[name]
         cells, outcomes = protocol.run(arms, options)
         found.sections[name] = cells
-        told = {"version": protocol.version, **protocol.facts(options)}
-        found.protocols[name] = told
         found.outcomes.update({f"{name}/{case}": o for case, o in outcomes.items()})
     return found
 

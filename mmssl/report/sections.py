@@ -199,7 +199,10 @@ def results(run: Run) -> Markup:
     groups: dict[str, list[tables.Result]] = {}
     for result in found:
         groups.setdefault(result.group, []).append(result)
-    there = tables.coverage(run.eval.get("coverage"))
+    counts = run.eval.get("coverage")
+    there = tables.coverage(counts)
+    if there and counts and (part := counts.get("slice")):
+        there = f"the slice {part} of {there}"
     key = tag(
         "p",
         tag("b", "Bold: trained. "),
