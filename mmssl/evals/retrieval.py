@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,11 +49,11 @@ def chance(relevant_counts: np.ndarray, gallery: int) -> dict[str, float]:
 
 
 def space_of(
-    spaces: Mapping[str, Mapping[str, np.ndarray]], one: str, other: str
+    members: Mapping[str, Collection[str]], one: str, other: str
 ) -> str | None:
-    """The smallest space that holds both (the one made for them), or None."""
-    found = [name for name, members in spaces.items() if {one, other} <= set(members)]
-    return min(found, key=lambda name: (len(spaces[name]), name), default=None)
+    """Of space -> modalities: the smallest with both (made for them), or None."""
+    found = [name for name, m in members.items() if {one, other} <= set(m)]
+    return min(found, key=lambda name: (len(members[name]), name), default=None)
 
 
 def shared_texts(texts: Sequence[frozenset[bytes]]) -> np.ndarray:
