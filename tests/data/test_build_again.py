@@ -251,6 +251,8 @@ def test_a_worker_that_outlives_its_build_keeps_off_the_next(tmp_path):
     class Next(Pool):
         """The next build plans and writes the shard while this one decodes."""
 
+        workers = 1  # so that there is one next build
+
         def probe(self, src, *, full):
             if not self.seen:
                 [other] = shards.plan(root, rows, {"train": range(4)}, **common)
