@@ -223,10 +223,9 @@ def watch(
 def _mark(checkpointer: Checkpointer, step: int) -> str:
     """A hash of a checkpoint's manifest; "" where that is gone or damaged."""
     try:
-        found = json.dumps(checkpointer.manifest(step), sort_keys=True)
+        return files.sha256_of_json(checkpointer.manifest(step))
     except integrity.DamagedError:
         return ""
-    return hashlib.sha256(found.encode()).hexdigest()
 
 
 def _damage(checkpointer: Checkpointer, step: int) -> str:

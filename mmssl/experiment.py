@@ -5,9 +5,7 @@ dataset and `mmssl eval` builds no optimizer it does not need.
 """
 
 import functools
-import hashlib
 import inspect
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +14,7 @@ import jax
 from etils import epath
 
 from mmssl import config as config_lib
-from mmssl import gradients, models, objectives
+from mmssl import files, gradients, models, objectives
 from mmssl.errors import UserError
 from mmssl.optim import factory
 from mmssl.optim.ema import Average
@@ -306,7 +304,7 @@ class Experiment:
             for key, value in config_lib.flat(self.config).items()
             if not config_lib.may_change(key)
         }
-        return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
+        return files.sha256_of_json(fixed)
 
 
 def _one_of(table: Mapping[str, Any], value: Any, where: str) -> Any:

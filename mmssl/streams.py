@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from mmssl import config as config_lib
+from mmssl import files
 from mmssl.data import pipeline, records, sources, views
 from mmssl.data.faults import FAULTS, Limits
 from mmssl.data.pool import DecodePool
@@ -142,7 +143,7 @@ def eval_pipeline(
         batch=mesh_lib.round_up(batch, experiment.mesh),
         seed=0,
         train=False,
-        threads=experiment.config["data"].get("threads"),
+        threads=reading_threads(experiment, pool),
         shards=mesh_lib.process_rows(experiment.mesh),
         max_fault_fraction=1.0,
     )
@@ -179,9 +180,9 @@ def describe(experiment: Experiment) -> dict[str, Any]:
                 **{k: report[k] for k in ("used", "faults", "modalities")},
                 "partial": report.get("partial", {}),
                 "fault_files": {
-                    name: files[:3]
+                    name: some[:3]
                     for kind in ("files", "partial_files")
-                    for name, files in report.get(kind, {}).items()
+                    for name, some in report.get(kind, {}).items()
                 },
                 "hours": report["duration_seconds"] / 3600,
                 "coverage": metadata.get("dataset", {}).get("coverage", {}),
@@ -195,8 +196,7 @@ def describe(experiment: Experiment) -> dict[str, Any]:
 
 def fingerprint(path: str) -> str:
     """SHA-256 of a dataset's content, by the hashes of its files."""
-    content = json.dumps(records.read_metadata(path)["files"], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()
+    return files.sha256_of_json(records.read_metadata(path)["files"])
 
 
 def tokenizer_hash(experiment: Experiment) -> str | None:

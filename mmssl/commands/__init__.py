@@ -5,6 +5,7 @@ inside that function.
 """
 
 import argparse
+import os
 import re
 import sys
 import textwrap
@@ -175,6 +176,17 @@ def add_overwrite(parser: Any) -> None:
         "--overwrite",
         action="store_true",
         help="replace what an earlier call of this command wrote there",
+    )
+
+
+def add_workers(parser: Any) -> None:
+    """The option of how many processes decode."""
+    parser.add_argument(
+        "--workers",
+        type=positive,
+        metavar="N",
+        default=os.cpu_count() or 1,
+        help="processes that read the media (default: one per core, %(default)s here)",
     )
 
 

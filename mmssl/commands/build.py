@@ -60,13 +60,7 @@ def add(members: Any) -> None:
         help="shares by hash of the group, or of the id, so a clip never changes "
         "sides (default: %(default)s)",
     )
-    parser.add_argument(
-        "--workers",
-        type=commands.positive,
-        metavar="N",
-        default=os.cpu_count() or 1,
-        help="processes that read the media (default: one per core, %(default)s here)",
-    )
+    commands.add_workers(parser)
     parser.add_argument(
         "--runner",
         metavar="NAME",

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import pathlib
 from typing import Any
 
@@ -51,13 +50,7 @@ def _add_validate(members: Any) -> None:
         help="decode the media of all records, of about N, evenly spaced, or of none: "
         "0 (default: %(default)s)",
     )
-    parser.add_argument(
-        "--workers",
-        type=commands.positive,
-        metavar="N",
-        default=os.cpu_count() or 1,
-        help="processes that read the media (default: one per core, %(default)s here)",
-    )
+    commands.add_workers(parser)
     limits.add(parser)
     parser.add_argument(
         "--json", metavar="FILE", help="write all that was found there, with every id"

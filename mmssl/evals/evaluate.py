@@ -5,6 +5,7 @@ of different versions are not compared.
 """
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -84,21 +85,32 @@ def _retrieval(arms: Arms, _: Options) -> Found:
     return cells, outcomes
 
 
+def _judged(
+    cases: Iterable[tuple[str, str]],
+    judge: Callable[[str, str], tuple[dict[str, Any], Outcome | None]],
+) -> Found:
+    """modality -> column -> what was found, or why there is nothing to judge."""
+    cells: dict[str, Any] = {}
+    outcomes: dict[str, Outcome] = {}
+    for m, column in cases:
+        try:
+            cell, outcome = judge(m, column)
+        except SkippedError as reason:
+            cell, outcome = {"skipped": str(reason)}, None
+        cells.setdefault(m, {})[column] = cell
+        if outcome is not None:
+            outcomes[f"{m} {column}"] = outcome
+    return cells, outcomes
+
+
 def _each(method: Callable[[Options], classify.Method], choice: str = "") -> Any:
     """One classifier for every modality and label column."""
 
     def run(arms: Arms, options: Options) -> Found:
-        cells: dict[str, Any] = {}
-        outcomes: dict[str, Outcome] = {}
-        for m, column in classify.columns(arms["trained"]):
-            try:
-                cell, outcomes[f"{m} {column}"] = classify.single(
-                    arms, m, column, method(options), choice
-                )
-            except SkippedError as reason:
-                cell = {"skipped": str(reason)}
-            cells.setdefault(m, {})[column] = cell
-        return cells, outcomes
+        def judge(m: str, column: str) -> tuple[dict[str, Any], Outcome]:
+            return classify.single(arms, m, column, method(options), choice)
+
+        return _judged(classify.columns(arms["trained"]), judge)
 
     return run
 
@@ -123,21 +135,13 @@ def _by_low_rank(options: Options) -> classify.Method:
 
 
 def _fractions(arms: Arms, options: Options) -> Found:
-    cells: dict[str, Any] = {}
-    for m, column in classify.columns(arms["trained"]):
-        try:
-            cell = classify.fractions(
-                arms,
-                m,
-                column,
-                _by_probe("logistic")(options),
-                shares=options.shares,
-                seeds=options.seeds,
-            )
-        except SkippedError as reason:
-            cell = {"skipped": str(reason)}
-        cells.setdefault(m, {})[column] = cell
-    return cells, {}
+    def judge(m: str, column: str) -> tuple[dict[str, Any], None]:
+        method = _by_probe("logistic")(options)
+        shares, seeds = options.shares, options.seeds
+        found = classify.fractions(arms, m, column, method, shares=shares, seeds=seeds)
+        return found, None
+
+    return _judged(classify.columns(arms["trained"]), judge)
 
 
 def _multilabel(arms: Arms, _: Options) -> Found:
@@ -153,16 +157,9 @@ def _multilabel(arms: Arms, _: Options) -> Found:
 
 
 def _zero_shot(arms: Arms, _: Options) -> Found:
-    cells: dict[str, Any] = {}
-    outcomes: dict[str, Outcome] = {}
-    for m in sorted({*arms["trained"].test.pooled} - {"text"}):
-        for column in sorted(arms["trained"].prompts):
-            try:
-                cell, outcomes[f"{m} {column}"] = zero_shot.zero_shot(arms, m, column)
-            except SkippedError as reason:
-                cell = {"skipped": str(reason)}
-            cells.setdefault(m, {})[column] = cell
-    return cells, outcomes
+    modalities = sorted({*arms["trained"].test.pooled} - {"text"})
+    cases = itertools.product(modalities, sorted(arms["trained"].prompts))
+    return _judged(cases, lambda m, column: zero_shot.zero_shot(arms, m, column))
 
 
 def _of_probe(_: Options) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """What an export folder must hold: the hash of every file, checked before reading."""
 
-import hashlib
 import json
 import pathlib
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ _SELF = "manifest_sha256"
 
 def _own_hash(manifest: Mapping[str, Any]) -> str:
     rest = {key: value for key, value in manifest.items() if key != _SELF}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    return files_lib.sha256_of_json(rest)
 
 
 def seal(folder: pathlib.Path, fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -88,15 +88,9 @@ class CrossModalContrast:
     chunk: int | None = 512
 
     def __post_init__(self) -> None:
-        if self.form not in FORMS:
-            raise UserError(
-                f"contrastive: form {self.form!r} is unknown; expected one of "
-                f"{sorted(FORMS)}{nearest(self.form, FORMS)}"
-            )
-        if self.chunk is not None and self.chunk < 1:
-            raise UserError(
-                f"contrastive: chunk must be at least 1 row, or None; got {self.chunk}"
-            )
+        pairs_lib.check_options(
+            "contrastive", form=self.form, forms=FORMS, chunk=self.chunk
+        )
         if not self.temperature > 0:
             raise UserError(
                 f"contrastive: temperature must be positive, got {self.temperature}"
@@ -146,13 +140,8 @@ class CrossModalContrast:
         Raises:
           UserError: the model lacks a modality the pairs need.
         """
-        missing = sorted(self.requires - set(widths))
-        if missing:
-            raise UserError(
-                f"contrastive: the pairs {[pair.name for pair in self.terms()]} need "
-                f"{missing}, but the model has only {sorted(widths)}; choose `pairs` "
-                "of modalities the model has"
-            )
+        names = [pair.name for pair in self.terms()]
+        pairs_lib.check_widths("contrastive", names, self.requires, widths)
         params, state = self.heads.init(key, widths)
         if not FORMS[self.form].learned:
             return params, state
@@ -193,7 +182,7 @@ class CrossModalContrast:
                 mask = masks[name]
                 vectors = jnp.where(mask[..., None], spaces[pair.space][name], 0.0)
                 views[name] = normalise(vectors), mask
-                embeddings[f"{name}/{pair.space}"] = _first_valid(*views[name])
+                embeddings[f"{name}/{pair.space}"] = first_valid(*views[name])
             # The side with a candidate axis, if any, is y.
             x_name, y_name = sorted(pair.modalities, key=lambda m: views[m][0].ndim)
             (x, x_mask), (y, y_mask) = views[x_name], views[y_name]
@@ -217,13 +206,7 @@ class CrossModalContrast:
             )
             per_sample[pair.name] = form.loss(terms)
             losses[pair.name] = masked_mean(per_sample[pair.name], terms.valid)
-            for hit, way in (
-                (terms.x_hit, f"{x_name}_to_{y_name}"),
-                (terms.y_hit, f"{y_name}_to_{x_name}"),
-            ):
-                metrics[f"top1/{pair.name}/{way}"] = masked_mean(
-                    hit.astype(jnp.float32), terms.valid
-                )
+            metrics |= losses_lib.top1(terms, pair.name, x_name, y_name)
         return ObjectiveOutput(
             losses=losses,
             per_sample=per_sample,
@@ -254,7 +237,8 @@ def present_mask(batch: Batch, modality: str) -> jax.Array:
     return part.present
 
 
-def _first_valid(vectors: jax.Array, mask: jax.Array) -> jax.Array:
+def first_valid(vectors: jax.Array, mask: jax.Array) -> jax.Array:
+    """[b, e] of [b, (n,) e]: the first candidate that is there."""
     if vectors.ndim == 2:
         return vectors
     first = jnp.argmax(mask, axis=1)

@@ -16,8 +16,9 @@ from jaxtyping import Array, Float, Int, Key
 
 from mmssl.errors import UserError, nearest
 from mmssl.objectives import losses as losses_lib
+from mmssl.objectives import pairs as pairs_lib
 from mmssl.objectives import pairwise
-from mmssl.objectives.contrastive import normalise
+from mmssl.objectives.contrastive import first_valid, normalise
 from mmssl.objectives.phrases import Phrases
 from mmssl.objectives.tokenwise import Matched, Query, Tokens, Tokenwise
 from mmssl.types import Batch, Encoded, ObjectiveOutput, Params
@@ -92,21 +93,17 @@ class FineGrained:
     chunk: int | None = 16
 
     def __post_init__(self) -> None:
-        forms = (TOKENS, *losses_lib.FORMS)
-        if self.form not in forms:
-            raise UserError(
-                f"fine_grained: form {self.form!r} is unknown; expected one of "
-                f"{sorted(forms)}{nearest(self.form, forms)}"
-            )
+        pairs_lib.check_options(
+            "fine_grained",
+            form=self.form,
+            forms=(TOKENS, *losses_lib.FORMS),
+            chunk=self.chunk,
+        )
         for name in ("features", "attention", "vote", "temperature"):
             if not getattr(self, name) > 0:
                 raise UserError(
                     f"fine_grained: {name} must be positive, got {getattr(self, name)}"
                 )
-        if self.chunk is not None and self.chunk < 1:
-            raise UserError(
-                f"fine_grained: chunk must be at least 1 row, or None; got {self.chunk}"
-            )
         self.terms()
         self._phrases()
 
@@ -173,13 +170,9 @@ class FineGrained:
         Raises:
           UserError: the model lacks a modality the pairs need.
         """
-        missing = sorted(self.requires - set(widths))
-        if missing:
-            raise UserError(
-                f"fine_grained: the pairs {sorted(self.pairs)} need {missing}, but the "
-                f"model has only {sorted(widths)}; choose `pairs` of modalities the "
-                "model has"
-            )
+        pairs_lib.check_widths(
+            "fine_grained", sorted(self.pairs), self.requires, widths
+        )
         glorot, params = jax.nn.initializers.glorot_normal(), {}
         for i, pair in enumerate(self.terms()):
             own: dict[str, Any] = {"scale": jnp.float32(-math.log(self.temperature))}
@@ -239,13 +232,7 @@ class FineGrained:
                 losses[pair.name] += jnp.maximum(nothing - 0.5, 0.0)
                 metrics[f"nothing/{pair.name}"] = nothing
             metrics[f"temperature/{pair.name}"] = 1 / _scale(head[pair.name])
-            for hit, way in (
-                (terms.x_hit, f"{pair.x}_to_{pair.y}"),
-                (terms.y_hit, f"{pair.y}_to_{pair.x}"),
-            ):
-                metrics[f"top1/{pair.name}/{way}"] = losses_lib.masked_mean(
-                    hit.astype(jnp.float32), terms.valid
-                )
+            metrics |= losses_lib.top1(terms, pair.name, pair.x, pair.y)
             for m, own in ((pair.x, x.vectors.tokens), (pair.y, y.vectors)):
                 embeddings[f"{m}/{pair.name}"] = _mean(own)
         return ObjectiveOutput(
@@ -366,7 +353,4 @@ def _token_pairs(
 def _mean(tokens: Tokens) -> Float[Array, "b e"]:
     """The mean vector, of unit length; of the first candidate that has any."""
     total = tokens.vectors.sum(-2)
-    if total.ndim == 3:
-        first = jnp.argmax(tokens.valid.any(-1), axis=1)
-        total = jnp.take_along_axis(total, first[:, None, None], axis=1)[:, 0]
-    return normalise(total)
+    return normalise(first_valid(total, tokens.valid.any(-1)))

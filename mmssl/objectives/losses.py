@@ -190,6 +190,14 @@ FORMS = {
 }
 
 
+def top1(terms: PairTerms, pair: str, x: str, y: str) -> dict[str, jax.Array]:
+    """In-batch accuracy of each direction, `top1/<pair>/<from>_to_<to>`; ties lose."""
+    return {
+        f"top1/{pair}/{way}": masked_mean(hit.astype(jnp.float32), terms.valid)
+        for hit, way in ((terms.x_hit, f"{x}_to_{y}"), (terms.y_hit, f"{y}_to_{x}"))
+    }
+
+
 def masked_mean(values: Float[Array, "b"], valid: Bool[Array, "b"]) -> jax.Array:
     """Mean over valid entries; 0 with gradient 0 if there are none."""
     weights = valid.astype(jnp.float32)

@@ -2,10 +2,10 @@
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mmssl.errors import UserError
+from mmssl.errors import UserError, nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,3 +48,32 @@ def read_pair(name: str, entry: Mapping[str, Any]) -> Pair:
             f"{list(modalities)}"
         )
     return Pair(name, (modalities[0], modalities[1]), str(entry["space"]))
+
+
+def check_options(
+    kind: str, *, form: str, forms: Iterable[str], chunk: int | None
+) -> None:
+    """UserError where an objective of this kind has no such form, or no such chunk."""
+    known = sorted(forms)
+    if form not in known:
+        raise UserError(
+            f"{kind}: form {form!r} is unknown; expected one of "
+            f"{known}{nearest(form, known)}"
+        )
+    if chunk is not None and chunk < 1:
+        raise UserError(f"{kind}: chunk must be at least 1 row, or None; got {chunk}")
+
+
+def check_widths(
+    kind: str,
+    names: Sequence[str],
+    requires: Iterable[str],
+    widths: Mapping[str, int],
+) -> None:
+    """UserError where the model lacks a modality that the pairs `names` read."""
+    missing = sorted(set(requires) - set(widths))
+    if missing:
+        raise UserError(
+            f"{kind}: the pairs {list(names)} need {missing}, but the model has only "
+            f"{sorted(widths)}; choose `pairs` of modalities the model has"
+        )

@@ -8,6 +8,7 @@ from typing import Any
 
 from etils import epath
 
+from mmssl import files as files_lib
 from mmssl.errors import UserError
 
 NAME = "manifest.json"
@@ -111,4 +112,4 @@ def _content(path: epath.Path) -> list[Any]:
 
 
 def _self_hash(manifest: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    return files_lib.sha256_of_json(manifest)

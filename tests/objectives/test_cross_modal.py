@@ -105,7 +105,7 @@ def test_first_valid_candidate_represents_the_text():
     vectors = jnp.arange(12.0).reshape(2, 3, 2)
     mask = jnp.asarray([[False, True, True], [True, False, True]])
     np.testing.assert_array_equal(
-        contrastive._first_valid(vectors, mask), [[2.0, 3.0], [6.0, 7.0]]
+        contrastive.first_valid(vectors, mask), [[2.0, 3.0], [6.0, 7.0]]
     )
 
 
